@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+GPU := $(shell command -v nvidia-smi 2>/dev/null)
+# The CPU build of torch comes from PyTorch's own index: the default one has only CUDA's, gigabytes.
+# Where that index cannot be reached, pip goes on with the sources that it is configured with.
+TORCH ?= torch==2.13.0
+CPU_TORCH := --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu $(TORCH)
+MODEL ?=
+ARGS ?=
+PYTEST := $(BIN)/python -m pytest
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help install serve dev test test-long test-gpu lint house bench clean
+
+help:
+	@echo 'make serve [MODEL=...] [ARGS=...]   install, then serve on 127.0.0.1:8000'
+	@echo 'make install                        .venv with the program .venv/bin/llmserve'
+	@echo 'make test | test-long | test-gpu    tests without a GPU | also the long ones | with one'
+	@echo 'make lint | house | bench           checks | numbers to judge by | offline throughput'
+
+install: $(VENV)/.installed
+
+serve: install
+	@exec $(BIN)/llmserve serve $(MODEL) $(ARGS)
+
+dev: $(VENV)/.installed-dev
+
+$(BIN)/pip:
+	@command -v $(PYTHON) >/dev/null && $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo 'Python with its venv module is missing. On Debian and Ubuntu:'; \
+	  echo '  sudo apt-get install -y python3 python3-venv'; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "llmserve needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) -V 2>&1);" \
+	    'name another one: make PYTHON=python3.12 ...'; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/pip
+	@echo 'Installing into $(VENV) $(if $(GPU),with CUDA kernels,for the CPU)...'
+ifeq ($(GPU),)
+	@$(BIN)/pip install --quiet $(CPU_TORCH)
+	@$(BIN)/pip install --quiet --editable .
+else
+	@$(BIN)/pip install --quiet --editable '.[cuda]'
+endif
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@$(BIN)/pip install --quiet --editable '.[dev$(if $(GPU),$(comma)cuda)]'
+	@touch $@
+
+comma := ,
+
+test: dev
+	@$(PYTEST) -m 'not gpu and not multi_gpu and not long' $(ARGS)
+
+test-long: dev
+	@$(PYTEST) -m 'not gpu and not multi_gpu' $(ARGS)
+
+test-gpu: dev
+	@$(PYTEST) -m 'gpu or multi_gpu' $(ARGS)
+
+lint: dev
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@PYTHONPATH=src $(BIN)/lint-imports
+
+house: dev
+	@$(PYTEST) -q tests/house
+	@PYTHONPATH=src:. $(BIN)/python -m tests.house.report
+
+bench: install
+	@$(BIN)/llmserve bench throughput $(if $(MODEL),--model $(MODEL)) $(ARGS)
+
+clean:
+	@rm -rf $(VENV) build dist src/*.egg-info

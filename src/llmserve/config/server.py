@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""The HTTP server; nothing here changes what the engine computes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from llmserve.config.flag import check_all, flag, not_negative, positive
+
+
+def _port(value: int) -> str | None:
+    return None if 0 <= value <= 65535 else "must be a port from 0 to 65535"
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Address, keys and what the routes say."""
+
+    host: str = flag("127.0.0.1", "Address to listen on; 0.0.0.0 is every interface.")
+    port: int = flag(8000, "Port to listen on; 0 takes a free one.", check=_port)
+    uds: str | None = flag(None, "Unix socket to listen on instead of host and port.")
+    api_key: list[str] = flag(
+        [], "Keys that clients must bring; also LLMSERVE_API_KEY.", repeat=True
+    )
+    allowed_origins: list[str] = flag([], "Origins that browsers may call from.", repeat=True)
+    root_path: str = flag("", "Path prefix that a proxy strips.")
+    chat_template: str | None = flag(None, "Jinja file or text used instead of the model's.")
+    default_chat_template_kwargs: dict[str, Any] = flag({}, "JSON given to every chat template.")
+    response_role: str = flag("assistant", "Role of chat answers.")
+    enable_force_include_usage: bool = flag(False, "Send usage in every stream.")
+    stream_interval: int = flag(1, "Least tokens in one streamed chunk.", check=positive)
+    sse_keep_alive_interval: float = flag(
+        15.0, "Seconds between comments on a silent stream; 0 is none.", check=not_negative
+    )
+    max_request_bytes: int = flag(64 << 20, "Largest request body.", check=positive)
+    enable_log_requests: bool = flag(False, "Log each request's id and lengths, never its text.")
+    disable_log_stats: bool = flag(False, "No periodic line about throughput.")
+    uvicorn_log_level: str = flag(
+        "info",
+        "Log level of the HTTP server.",
+        choices=("debug", "info", "warning", "error", "critical", "trace"),
+    )
+    disable_uvicorn_access_log: bool = flag(False, "No line per HTTP request.")
+    shutdown_timeout: float = flag(
+        30.0, "Seconds that running requests get after SIGTERM.", check=not_negative
+    )
+
+    def __post_init__(self) -> None:
+        check_all(self)

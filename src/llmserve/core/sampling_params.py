@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""What one request asks of the sampler."""
+
+import math
+from typing import Any
+
+import msgspec
+
+from llmserve.errors import RequestError
+
+_INT64_MAX = 2**63 - 1
+MAX_N = 128
+MAX_BAD_WORDS = 128
+MAX_BAD_WORD_TOKENS = 1024
+MAX_STOP_STRINGS = 16
+
+
+class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Sampling parameters with vLLM's names and defaults.
+
+    The draw is argmax(logit / temperature + Gumbel(seed, output index, token id)) over the kept
+    set; temperature 0 is plain argmax. `top_k` 0 or -1 keeps all tokens. `seed` None means that
+    the request gets one at admission. Token ids are checked against the logits width by
+    `check_token_ids`, once in the frontend and once in the engine.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] = []
+    bad_words_token_ids: list[list[int]] = []
+    seed: int | None = None
+    stop: list[str] = []
+    stop_token_ids: list[int] = []
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    detokenize: bool = True
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    extra_args: dict[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            self.stop = [self.stop]
+        if self.top_k == -1:
+            self.top_k = 0
+        self.check()
+
+    def check(self) -> None:
+        """Raises RequestError for the first field out of its range; NaN is out of every range."""
+        _within("n", self.n, 1, MAX_N)
+        _within("temperature", self.temperature, 0.0, 2.0)
+        if not 0.0 < self.top_p <= 1.0:
+            raise _range_error("top_p", self.top_p, "greater than 0 and at most 1")
+        _within("top_k", self.top_k, 0, _INT64_MAX)
+        _within("min_p", self.min_p, 0.0, 1.0)
+        _within("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        if not 0.0 < self.repetition_penalty < math.inf:
+            raise _range_error("repetition_penalty", self.repetition_penalty, "greater than 0")
+        if self.seed is not None:
+            _within("seed", self.seed, -(2**63), _INT64_MAX)
+        if self.max_tokens is not None:
+            _within("max_tokens", self.max_tokens, 0, _INT64_MAX)
+        _within("min_tokens", self.min_tokens, 0, _INT64_MAX)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise _range_error(
+                "min_tokens", self.min_tokens, f"at most max_tokens={self.max_tokens}"
+            )
+        if self.logprobs is not None:
+            _within("logprobs", self.logprobs, -1, _INT64_MAX)
+        if self.prompt_logprobs is not None:
+            _within("prompt_logprobs", self.prompt_logprobs, -1, _INT64_MAX)
+        if len(self.stop) > MAX_STOP_STRINGS:
+            raise _range_error("stop", len(self.stop), f"at most {MAX_STOP_STRINGS} strings")
+        if not all(self.stop):
+            raise RequestError("stop: an empty string can never be a stop string", param="stop")
+        if self.stop and not self.detokenize:
+            raise RequestError("stop: stop strings need detokenize=True", param="stop")
+        for token, bias in self.logit_bias.items():
+            if not math.isfinite(bias):
+                raise _range_error(f"logit_bias[{token}]", bias, "a finite number")
+        if self.allowed_token_ids is not None and not self.allowed_token_ids:
+            raise RequestError("allowed_token_ids: must not be empty", param="allowed_token_ids")
+        if len(self.bad_words) > MAX_BAD_WORDS:
+            raise _range_error("bad_words", len(self.bad_words), f"at most {MAX_BAD_WORDS} words")
+        if not all(self.bad_words):
+            raise RequestError("bad_words: an empty string is no word", param="bad_words")
+
+    def check_token_ids(self, logits_width: int) -> None:
+        """Raises RequestError where a token id is outside [0, `logits_width`)."""
+        ids_by_field = {
+            "logit_bias": self.logit_bias,
+            "allowed_token_ids": self.allowed_token_ids or (),
+            "stop_token_ids": self.stop_token_ids,
+            "bad_words": [token for word in self.bad_words_token_ids for token in word],
+        }
+        for field, ids in ids_by_field.items():
+            for token in ids:
+                if not 0 <= token < logits_width:
+                    raise _range_error(field, token, f"a token id from 0 to {logits_width - 1}")
+        for field, value in (
+            ("logprobs", self.logprobs),
+            ("prompt_logprobs", self.prompt_logprobs),
+        ):
+            if value is not None and value > logits_width:
+                raise _range_error(field, value, f"at most the vocabulary size, {logits_width}")
+        if sum(map(len, self.bad_words_token_ids)) > MAX_BAD_WORD_TOKENS:
+            raise RequestError(
+                f"bad_words: more than {MAX_BAD_WORD_TOKENS} tokens in all", param="bad_words"
+            )
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the draw needs no random numbers."""
+        return self.temperature == 0.0
+
+    def clone(self, **changes: Any) -> "SamplingParams":
+        """A copy with `changes`."""
+        return msgspec.structs.replace(self, **changes)
+
+
+def _range_error(field: str, value: object, limit: str) -> RequestError:
+    code = None
+    return RequestError(
+        f"{field} must be {limit}, got {value}", param=field.split("[")[0], code=code
+    )
+
+
+def _within(field: str, value: float, low: float, high: float) -> None:
+    if low <= value <= high:  # written so that NaN fails
+        return
+    kind = "integer" if isinstance(value, int) else "decimal"
+    side = "below_min_value" if value < low else "above_max_value"
+    raise RequestError(
+        f"{field} must be between {low} and {high}, got {value}",
+        param=field,
+        code=f"{kind}_{side}",
+    )

@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""The environment variables that precede configuration. The only reader of `os.environ`."""
+
+import os
+from pathlib import Path
+
+LOG_LEVEL: str = os.environ.get("LLMSERVE_LOG_LEVEL", "INFO").upper()
+CACHE_DIR: Path = Path(
+    os.environ.get("LLMSERVE_CACHE_DIR")
+    or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmserve"
+)
+API_KEY: str | None = os.environ.get("LLMSERVE_API_KEY") or os.environ.get("VLLM_API_KEY") or None
+RUNTIME_DIR: Path = Path(os.environ.get("XDG_RUNTIME_DIR") or os.environ.get("TMPDIR") or "/tmp")
+TRITON_INTERPRET: bool = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def child_environment(**overrides: str) -> dict[str, str]:
+    """This process's environment for a child, with `overrides` on top."""
+    return dict(os.environ) | overrides
