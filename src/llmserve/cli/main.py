@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""The program `llmserve`: finds the subcommand and turns its errors into one line."""
+
+import argparse
+import contextlib
+import difflib
+import os
+import signal
+import sys
+
+from llmserve import __version__
+from llmserve.errors import ConfigError, LLMServeError
+from llmserve.utils.registry import Registry
+
+COMMANDS = Registry(
+    "command",
+    {
+        "serve": "llmserve.cli.serve:run",
+        "chat": "llmserve.cli.chat:run",
+        "complete": "llmserve.cli.complete:run",
+        "bench latency": "llmserve.cli.bench.latency:run",
+        "bench throughput": "llmserve.cli.bench.throughput:run",
+        "bench serve": "llmserve.cli.bench.serve:run",
+        "bench startup": "llmserve.cli.bench.startup:run",
+        "plan": "llmserve.cli.plan:run",
+        "collect-env": "llmserve.cli.collect_env:run",
+    },
+)
+_HELP = {
+    "serve": "serve a model over the OpenAI API",
+    "chat": "talk to a running server",
+    "complete": "let a running server continue a text",
+    "bench": "measure: latency, throughput, serve, startup",
+    "plan": "what a model needs, and what fits, before anything is loaded",
+    "collect-env": "what to send along with a bug report",
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    width = max(map(len, _HELP))
+    lines = "\n".join(f"  {name:{width}}  {text}" for name, text in _HELP.items())
+    parser = argparse.ArgumentParser(
+        prog="llmserve",
+        usage="llmserve COMMAND [options]",
+        description=f"commands:\n{lines}",
+        epilog="llmserve COMMAND --help says more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-v", "--version", action="version", version=__version__)
+    return parser
+
+
+def _find(argv: list[str]) -> tuple[str, list[str]]:
+    name, rest = argv[0], argv[1:]
+    if name == "bench":
+        kinds = [command.split()[1] for command in COMMANDS if command.startswith("bench ")]
+        if not rest or rest[0] in ("-h", "--help"):
+            print(f"usage: llmserve bench {{{','.join(kinds)}}} [options]")
+            raise SystemExit(0 if rest else 2)
+        name, rest = f"bench {rest[0]}", rest[1:]
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else f" (there are: {', '.join(_HELP)})"
+        raise ConfigError(f"unknown command {name!r}{hint}")
+    return name, rest
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one subcommand. Exit codes: its own, 1 failed, 2 refused, 130 interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0].startswith("-"):
+        _parser().parse_args(argv[:1] or ["--help"])
+    try:
+        try:
+            name, rest = _find(argv)
+            code: int = COMMANDS.load(name)(rest)
+            return code
+        finally:
+            sys.stdout.flush()
+    except LLMServeError as error:
+        sys.stderr.write(f"llmserve: error: {error.message}\n")
+        return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader of our output left; say nothing at exit either
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""The frontend's end of the engine's sockets."""
+
+import zmq
+
+from llmserve.core.messages import FromEngine, ToEngine
+from llmserve.engine.channel import (
+    Codec,
+    client_address,
+    drain,
+    engine_address,
+    pull_socket,
+    push_socket,
+)
+
+
+class EngineClient:
+    """One client of one engine. `index` is what its requests carry as `client`."""
+
+    def __init__(self, run_dir: str, index: int) -> None:
+        self.index = index
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._codec = Codec()
+        self._pull = pull_socket(self._context, client_address(run_dir, index))
+        self._push = push_socket(self._context, engine_address(run_dir))
+
+    def fileno(self) -> int:
+        """Becomes readable when messages arrive; edge-triggered, so `receive` drains."""
+        return int(self._pull.getsockopt(zmq.FD))
+
+    def send(self, message: ToEngine) -> None:
+        """Hands the message to the socket; never waits."""
+        self._push.send(self._codec.encode(message), zmq.NOBLOCK)
+
+    def receive(self) -> list[FromEngine]:
+        """All messages that are there."""
+        return [self._codec.decode_from_engine(data) for data in drain(self._pull)]
+
+    def wait(self, timeout: float) -> bool:
+        """Waits up to `timeout` seconds for a message."""
+        return bool(self._pull.poll(int(timeout * 1000)))
+
+    def close(self) -> None:
+        """Drops whatever was not sent."""
+        self._context.destroy(linger=0)

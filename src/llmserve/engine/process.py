@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""EngineCoreProc: the loop around EngineCore, and the entry point of its process."""
+
+import gc
+import signal
+import sys
+import time
+from types import FrameType
+from typing import Any
+
+import msgspec
+import zmq
+
+from llmserve.config.hf import describe
+from llmserve.core.messages import (
+    AbortRequests,
+    EngineFailed,
+    EngineReady,
+    EngineRequest,
+    FromEngine,
+    UtilityCall,
+    UtilityResult,
+)
+from llmserve.engine.channel import (
+    Codec,
+    client_address,
+    drain,
+    engine_address,
+    pull_socket,
+    push_socket,
+    receive_start,
+)
+from llmserve.engine.core import EngineCore
+from llmserve.engine.launch import EngineStart
+from llmserve.engine.resolve import build
+from llmserve.errors import ConfigError
+from llmserve.utils.logger import configure, get_logger
+
+logger = get_logger("llmserve.engine.process")  # as a main module, __name__ is another
+
+
+class Shutdown(BaseException):
+    """SIGTERM arrived."""
+
+
+class EngineCoreProc:
+    """Feeds messages to an EngineCore and its news to the clients."""
+
+    def __init__(self, run_dir: str, num_clients: int) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._codec = Codec()
+        self._inbox = pull_socket(self._context, engine_address(run_dir))
+        self._clients = [
+            push_socket(self._context, client_address(run_dir, index), linger_ms=1000)
+            for index in range(num_clients)
+        ]
+        self.num_bad_messages = 0
+
+    def send(self, client: int, message: FromEngine) -> None:
+        """To one client."""
+        self._clients[client].send(self._codec.encode(message), zmq.NOBLOCK)
+
+    def broadcast(self, message: FromEngine) -> None:
+        """To all clients."""
+        for client in range(len(self._clients)):
+            self.send(client, message)
+
+    def run(self, core: EngineCore) -> None:
+        """Steps while there is work, sleeps on the socket while there is none."""
+        while True:
+            if not core.has_work:
+                self._inbox.poll()
+            for data in drain(self._inbox):
+                self._handle(core, data)
+            if core.has_work:
+                core.step()
+            outputs = core.take_outputs()
+            if outputs:
+                stats = core.stats()
+                for client, news in outputs.items():
+                    news.stats = stats
+                    self.send(client, news)
+
+    def _handle(self, core: EngineCore, data: bytes) -> None:
+        try:
+            message = self._codec.decode_to_engine(data)
+        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            self.num_bad_messages += 1
+            logger.error("dropped a message that is none: %s", error)
+            return
+        if not 0 <= message.client < len(self._clients):
+            self.num_bad_messages += 1
+            logger.error("dropped a message of unknown client %d", message.client)
+        elif isinstance(message, EngineRequest):
+            core.add(message)
+        elif isinstance(message, AbortRequests):
+            core.abort(message)
+        else:
+            self._call(core, message)
+
+    def _call(self, core: EngineCore, message: UtilityCall) -> None:
+        try:
+            result = UtilityResult(message.call_id, core.call(message.method, message.args))
+        except LookupError as error:
+            result = UtilityResult(message.call_id, error=str(error))
+        self.send(message.client, result)
+
+    def close(self) -> None:
+        """Sends what is queued, for a second at most."""
+        self._inbox.close()
+        for client in self._clients:
+            client.close()
+        self._context.term()
+
+
+def _on_sigterm(signum: int, frame: FrameType | None) -> None:
+    raise Shutdown
+
+
+def main() -> int:
+    """`python -m llmserve.engine.process FD`."""
+    start = receive_start(int(sys.argv[1]), EngineStart)
+    configure("EngineCore")
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    proc = EngineCoreProc(start.run_dir, start.num_clients)
+    executor: Any = None
+    began = time.monotonic()
+    try:
+        core, info = build(start.config, describe(start.config.model, start.config.load))
+        executor = core.executor
+        logger.info("engine ready after %.1f s", time.monotonic() - began)
+        gc.collect()
+        gc.freeze()  # the model's objects live as long as we do: no collection walks them
+        proc.broadcast(EngineReady(info))
+        proc.run(core)
+    except Shutdown:
+        return 0
+    except ConfigError as error:
+        proc.broadcast(EngineFailed(str(error), True))
+        return 2
+    except Exception as error:  # boundary: the process ends, and says why
+        logger.exception("the engine failed")
+        proc.broadcast(EngineFailed(f"{type(error).__name__}: {error}", False))
+        return 1
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if executor is not None:
+            executor.shutdown()
+        proc.close()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

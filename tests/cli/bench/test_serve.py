@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from llmserve.cli.bench import serve
+from llmserve.cli.bench.http import Target
+from llmserve.errors import ConfigError
+from tests.helpers.fake_openai import FakeOpenAI, fake_openai
+
+KEYS = {
+    "date", "backend", "model_id", "num_prompts", "request_rate", "burstiness", "max_concurrency",
+    "duration", "completed", "failed", "total_input_tokens", "total_output_tokens",
+    "request_throughput", "output_throughput", "total_token_throughput", "request_goodput",
+    *(f"{stat}_{metric}_ms" for stat in ("mean", "median", "std", "p99")
+      for metric in ("ttft", "tpot", "itl", "e2el")),
+}  # fmt: skip
+
+
+def run(server: FakeOpenAI, *argv: str) -> int:
+    return serve.run(["--base-url", server.url, "--disable-tqdm", "--num-prompts", "8", *argv])
+
+
+@pytest.mark.parametrize("backend", ["openai", "openai-chat", "vllm"])
+def test_table_of_a_scripted_server(
+    backend: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """First word after 50 ms, three more 20 ms apart."""
+    with fake_openai(["a", "b", "c", "d"], 0.05, 0.02) as server:
+        code = run(
+            server, "--backend", backend, "--random-input-len", "6", "--random-output-len", "4",
+            "--max-concurrency", "4", "--percentile-metrics", "ttft,tpot,itl,e2el",
+            "--save-result", "--result-dir", str(tmp_path), "--result-filename", "r.json",
+            "--ignore-eos", "--metadata", "note=x",
+        )  # fmt: skip
+        path = "/v1/chat/completions" if backend == "openai-chat" else "/v1/completions"
+        bodies = server.bodies(path)
+        assert server.most_running == 4
+    assert code == 0
+    record = json.loads((tmp_path / "r.json").read_text())
+    assert record.keys() >= KEYS and "ttfts" not in record and record["note"] == "x"
+    assert record["completed"] == 8 and record["total_output_tokens"] == 32
+    assert 50 <= record["median_ttft_ms"] < 90
+    assert 20 <= record["median_itl_ms"] < 35 and 20 <= record["median_tpot_ms"] < 35
+    assert 110 <= record["median_e2el_ms"] < 170
+    assert 0.2 < record["duration"] < 0.6
+    out = capsys.readouterr().out
+    assert f"{'Successful requests:':<40} 8" in out
+    assert f"{'Maximum request concurrency:':<40} 4" in out
+    assert len(bodies) == 8 and all(body["ignore_eos"] and body["stream"] for body in bodies)
+    assert all(body["max_tokens"] == 4 for body in bodies)
+    if backend != "openai-chat":
+        assert {len(body["prompt"]) for body in bodies} == {6}
+        assert record["total_input_tokens"] == 48
+
+
+def test_failed_requests_are_counted_and_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "p.jsonl"
+    data.write_text('{"prompt": "good"}\n{"prompt": "fail"}\n{"prompt": "cut"}\n{"prompt": "ok"}')
+    argv = ["--dataset-name", "custom", "--dataset-path", str(data), "--goodput", "ttft:1000",
+            "--save-detailed", "--result-dir", str(tmp_path), "--result-filename",
+            "r.json"]  # fmt: skip
+    with fake_openai() as server:
+        assert run(server, *argv) == 0
+    record = json.loads((tmp_path / "r.json").read_text())
+    assert (record["completed"], record["failed"]) == (4, 4)
+    assert record["request_goodput"] == pytest.approx(record["request_throughput"])
+    assert len(record["ttfts"]) == 8 and record["itls"][1] == []
+    assert sum("scripted failure" in error for error in record["errors"]) == 2
+    assert "4 failed, for example: " in capsys.readouterr().out
+    data.write_text('{"prompt": "fail"}')
+    with fake_openai() as server:
+        assert run(server, *argv) == 1
+
+
+def test_requests_come_at_their_rate() -> None:
+    with fake_openai() as server:
+        start = time.perf_counter()
+        assert run(server, "--request-rate", "20", "--burstiness", "1e6") == 0
+        assert 0.35 <= time.perf_counter() - start < 1.5
+
+
+async def test_arrival_intervals_have_rate_and_burstiness() -> None:
+    draws = {}
+    for burstiness in (0.25, 1.0, 100.0):
+        times = []
+        async for _ in serve.arrivals(200, 1000.0, burstiness, 3):
+            times.append(time.perf_counter())
+        draws[burstiness] = times[-1] - times[0]
+    assert all(0.1 < duration < 0.45 for duration in draws.values()), draws
+
+
+async def test_a_dead_server_fails_one_request_not_the_run() -> None:
+    with fake_openai() as server:
+        target = Target.make(server.url, "/v1/completions", None)
+    result = await serve.send(target, b"{}")
+    assert not result.success and "Connect" in result.error
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--dataset-name", "sharegpt"], "--dataset-name must be one of random, custom"),
+        (["--dataset-name", "custom"], "needs --dataset-path"),
+        (["--request-rate", "0"], "--request-rate must be above 0"),
+        (["--goodput", "itl:5"], "--goodput must look like"),
+        (["--goodput", "ttft"], "--goodput must look like"),
+        (["--percentile-metrics", "ttft,x"], "--percentile-metrics must be of"),
+        (["--metric-percentiles", "101"], "--metric-percentiles must be 0 to 100"),
+        (["--num-promts", "1"], "did you mean --num-prompts"),
+    ],
+)
+def test_wrong_flags_are_refused_before_anything_is_sent(argv: list[str], message: str) -> None:
+    with fake_openai() as server:
+        with pytest.raises(ConfigError, match=message):
+            run(server, *argv)
+        assert server.requests == []

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import llmserve
+from llmserve import __version__
+from llmserve.cli import main as cli
+from llmserve.errors import ConfigError, EngineError
+from llmserve.utils.registry import Registry
+
+SRC = Path(llmserve.__file__).parent.parent
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert all(command.split()[0] in text for command in cli.COMMANDS)
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert capsys.readouterr().out.strip() == __version__
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["srve"], "unknown command 'srve'; did you mean 'serve'?"),
+        (["bench", "serv"], "unknown command 'bench serv'; did you mean 'bench serve'?"),
+        (["quux"], "unknown command 'quux' (there are: serve, chat"),
+        (["plan", "--prot", "1"], "unknown option --prot"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(argv) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("llmserve: error: ") and message in err and err.count("\n") == 1
+
+
+def raiser(error: BaseException) -> Callable[[list[str]], int]:
+    def run(argv: list[str]) -> int:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (ConfigError("no such flag"), 2, "llmserve: error: no such flag\n"),
+        (EngineError("it broke"), 1, "llmserve: error: it broke\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_errors_become_exit_codes(
+    error: BaseException, code: int, text: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def load(self: Registry, name: str) -> Any:
+        return raiser(error)
+
+    monkeypatch.setattr(Registry, "load", load)
+    assert cli.main(["serve"]) == code
+    assert capsys.readouterr().err == text
+
+
+def test_bench_names_its_kinds(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "--help"])
+    assert "latency,throughput,serve,startup" in capsys.readouterr().out
+
+
+def test_a_reader_that_leaves_ends_the_program_silently() -> None:
+    run = subprocess.run(
+        ["bash", "-c", f'"{sys.executable}" -m llmserve serve --help=all | (exec <&-; sleep 0.3)'],
+        capture_output=True, text=True, timeout=60, cwd=SRC,
+    )  # fmt: skip
+    assert run.stderr == ""
