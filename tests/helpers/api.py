@@ -22,6 +22,7 @@ from llmserve.core.messages import (
     EngineFailed,
     EngineOutputs,
     EngineRequest,
+    FinishReason,
     FromEngine,
     LogprobColumns,
     ModelInfo,
@@ -172,7 +173,7 @@ class ScriptedEngine:
         """All messages of one request."""
         tokens = TOKENIZER.encode(self.answer(request), add_special_tokens=False)
         limit = request.params.max_tokens
-        reason = "stop"
+        reason: FinishReason = "stop"
         if limit is not None and len(tokens) >= limit:
             tokens, reason = tokens[:limit], "length"
         else:

@@ -89,7 +89,6 @@ class Sent:
 
     message: EngineRequest
     expected: list[int] | None  # None: not worked out yet
-    reason: tuple[str, int | None] | None = None
     tokens: list[int] = field(default_factory=list)
     scored: list[int] = field(default_factory=list)
     logprob_tokens: list[int] = field(default_factory=list)

@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""Request bodies: JSON, the fields that both generation routes share, and those refused by name.
+
+A top-level null is the same as an absent field. Ranges are the API's own; the engine checks again.
+"""
+
+import json
+import re
+from typing import Annotated, Any, NamedTuple, TypeVar
+
+import msgspec
+from fastapi import Request
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from llmserve.api.errors import (
+    HttpError,
+    from_validation,
+    invalid_type,
+    invalid_value,
+    unsupported,
+)
+from llmserve.core.sampling_params import MAX_BAD_WORDS, MAX_N, MAX_STOP_STRINGS
+from llmserve.errors import RequestError
+
+Body = TypeVar("Body", bound="RequestBody")
+
+INT64_MAX = 2**63 - 1
+MAX_LOGIT_BIAS = 100.0
+MAX_TOP_LOGPROBS = 1 << 20  # the model's own limit, usually 20, is checked by the engine's front
+_MAX_IGNORED_NAMES = 20
+_NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
+
+# Fields that would change the answer and are not built yet, with the values that ask for nothing.
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "tools": ([],),
+    "tool_choice": ("none",),
+    "functions": ([],),
+    "function_call": ("none",),
+    "response_format": ({"type": "text"},),
+    "structured_outputs": ({},),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_decoding_backend": (),
+    "guided_whitespace_pattern": (),
+    "structural_tag": (),
+    "regex": (),
+    "ebnf": (),
+    "reasoning": ({},),
+    "reasoning_effort": ("none",),
+    "include_reasoning": (True,),
+    "thinking_token_budget": (-1,),
+    "modalities": (["text"], []),
+    "audio": (),
+    "web_search_options": (),
+    "media_io_kwargs": ({},),
+    "mm_processor_kwargs": ({},),
+    "documents": ([],),
+    "chat_template": (),
+    "prompt_embeds": ([],),
+    "suffix": ("",),
+    "kv_transfer_params": ({},),
+    "ec_transfer_params": ({},),
+    "vllm_xargs": ({},),
+    "logits_processors": ([],),
+    "custom_logit_processor": (),
+    "use_beam_search": (False,),
+    "best_of": (1,),
+    "length_penalty": (1, 1.0),
+    "early_stopping": (False,),
+    "truncate_prompt_tokens": (),
+    "repetition_detection": ({},),
+    "logprob_token_ids": ([],),
+    "watermarking": (False,),
+    "lora_path": (),
+    "session_params": (),
+    "return_hidden_states": (False,),
+}
+
+
+def _no_nan(token: str) -> None:
+    raise ValueError(token)
+
+
+async def read_json(request: Request) -> dict[str, Any]:
+    """The body as a JSON object; HttpError or RequestError say what is wrong with it."""
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise HttpError(415, "Compressed request bodies are not supported.")
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        raise RequestError("Unsupported Content-Type: only application/json is allowed.")
+    data = await request.body()
+    try:
+        body = msgspec.json.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise RequestError(f"The request body is not valid JSON: {_json_fault(data)}.") from None
+    if not isinstance(body, dict):
+        raise RequestError("The request body must be a JSON object.")
+    return body
+
+
+def _json_fault(data: bytes) -> str:
+    if not data.strip():
+        return "it is empty"
+    try:
+        json.loads(data, parse_constant=_no_nan)
+    except json.JSONDecodeError as error:
+        return f"{error.msg} at line {error.lineno} column {error.colno}"
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        column = error.start - data.rfind(b"\n", 0, error.start)
+        return f"not UTF-8 at line {line} column {column}"
+    except RecursionError:
+        return "it is nested too deeply"
+    except ValueError as error:
+        return _where(data, str(error))
+    return "a number or a character is outside what JSON text can hold"
+
+
+def _where(data: bytes, token: str) -> str:
+    text = data.decode()
+    found = re.search(rf"[:\[,]\s*{token}", text)
+    end = found.end() if found else len(token)
+    at = end - len(token)
+    line = text.count("\n", 0, at) + 1
+    return f"{token} is no JSON number, at line {line} column {at - text.rfind(chr(10), 0, at)}"
+
+
+def _stop_list(value: object) -> object:
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list):
+        raise invalid_type("stop", "a string or an array of strings", value)
+    return value
+
+
+def _logit_bias(value: object) -> object:
+    if not isinstance(value, dict):
+        raise invalid_type("logit_bias", "an object", value)
+    for key, bias in value.items():
+        if not key.isascii() or not key.isdecimal() or len(key) > 9:
+            raise invalid_value("logit_bias", "its keys must be token ids")
+        if isinstance(bias, bool) or not isinstance(bias, int | float):
+            raise invalid_type("logit_bias", "a number as each value", bias)
+        if abs(bias) > MAX_LOGIT_BIAS:
+            side = "above_max" if bias > 0 else "below_min"
+            raise invalid_value(
+                "logit_bias",
+                f"each bias must be between -100 and 100, got {bias}",
+                f"decimal_{side}_value",
+            )
+    return {int(key): float(bias) for key, bias in value.items()}
+
+
+def _cache_salt(value: object) -> object:
+    if isinstance(value, str) and set(value) & set("@/\\\0"):
+        raise invalid_value("cache_salt", "it must not contain @, /, \\ or NUL")
+    return value
+
+
+def _request_id(value: object) -> object:
+    if isinstance(value, str) and not valid_request_id(value):
+        raise invalid_value("request_id", "it must be 1 to 128 of A-Z a-z 0-9 . _ -")
+    return value
+
+
+def valid_request_id(text: str) -> bool:
+    """Whether a client's id may stand in headers, ids and logs."""
+    return 1 <= len(text) <= 128 and set(text) <= _NAME_CHARS
+
+
+class StreamOptions(BaseModel):
+    """`continuous_usage_stats` puts the running usage into every chunk."""
+
+    model_config = ConfigDict(strict=True)
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+TokenIds = list[Annotated[int, Field(ge=0, le=2**31 - 1)]]
+
+
+class RequestBody(BaseModel):
+    """What every body may carry."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    model: str | None = None
+
+    @classmethod
+    def parse(cls: type[Body], body: dict[str, Any]) -> Body:
+        """From a JSON object; RequestError names the first field that is wrong."""
+        given = {name: value for name, value in body.items() if value is not None}
+        for name, harmless in UNSUPPORTED.items():
+            if name in given and not any(_same(given[name], value) for value in harmless):
+                raise unsupported(name)
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            raise from_validation(error.errors(include_url=False)) from None
+
+    @classmethod
+    def ignored(cls, body: dict[str, Any]) -> dict[str, str]:
+        """The header that names the fields which were accepted and have no effect."""
+        known = cls.model_fields.keys()
+        names = [
+            name
+            for name, value in body.items()
+            if name not in known and value is not None and set(name) <= _NAME_CHARS and name
+        ]
+        if not names:
+            return {}
+        return {"x-llmserve-ignored": ", ".join(name[:64] for name in names[:_MAX_IGNORED_NAMES])}
+
+
+def schema_of(body: type[RequestBody]) -> dict[str, Any]:
+    """The request body for OpenAPI; routes parse by themselves, so FastAPI does not know it."""
+    return {"requestBody": {"content": {"application/json": {"schema": body.model_json_schema()}}}}
+
+
+def _same(value: object, other: object) -> bool:
+    return type(value) is type(other) and value == other
+
+
+class GenerationBody(RequestBody):
+    """Fields of /v1/chat/completions and /v1/completions alike. None is the model's default."""
+
+    max_tokens: int | None = Field(None, le=INT64_MAX)
+    n: int = Field(1, ge=1, le=MAX_N)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1, le=INT64_MAX)
+    min_p: float | None = Field(None, ge=0, le=1)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, gt=0, le=1e6)
+    logit_bias: Annotated[dict[int, float], BeforeValidator(_logit_bias)] | None = None
+    allowed_token_ids: TokenIds | None = Field(None, min_length=1)
+    bad_words: list[Annotated[str, Field(min_length=1)]] | None = Field(
+        None, max_length=MAX_BAD_WORDS
+    )
+    seed: int | None = Field(None, ge=-(2**63), le=INT64_MAX)
+    stop: (
+        Annotated[
+            list[Annotated[str, Field(min_length=1)]],
+            Field(max_length=MAX_STOP_STRINGS),
+            BeforeValidator(_stop_list),
+        ]
+        | None
+    ) = None
+    stop_token_ids: TokenIds | None = None
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    min_tokens: int = Field(0, ge=0, le=INT64_MAX)
+    prompt_logprobs: int | None = Field(None, ge=-1, le=MAX_TOP_LOGPROBS)
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    stream_interval: int = Field(1, ge=1, le=INT64_MAX)
+    echo: bool = False
+    return_token_ids: bool = False
+    return_tokens_as_token_ids: bool = False
+    priority: int = Field(0, ge=-(2**31), le=2**31 - 1)
+    cache_salt: Annotated[str, BeforeValidator(_cache_salt)] | None = Field(
+        None, min_length=1, max_length=128
+    )
+    request_id: Annotated[str, BeforeValidator(_request_id)] | None = None
+
+    def check(self) -> None:
+        """Rules between fields; RequestError."""
+        if self.stream_options is not None and not self.stream:
+            raise invalid_value("stream_options", "it is only allowed with stream=true")
+        if self.stream and self.prompt_logprobs is not None:
+            raise invalid_value("prompt_logprobs", "it is not available with stream=true")
+        if self.n > 1 and self.temperature == 0:
+            raise invalid_value("n", "it must be 1 with temperature=0, which makes equal answers")
+
+    def sampling_fields(self) -> dict[str, Any]:
+        """SamplingParams' fields as far as the client gave them, without the token limits."""
+        names = self.model_fields_set & _SAMPLING_FIELDS
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+_SAMPLING_FIELDS = frozenset(
+    {
+        "n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty",
+        "repetition_penalty", "logit_bias", "allowed_token_ids", "bad_words", "seed", "stop",
+        "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "min_tokens",
+        "prompt_logprobs", "skip_special_tokens", "spaces_between_special_tokens",
+    }
+)  # fmt: skip
+
+
+class TokenLimit(NamedTuple):
+    """`max_tokens` and the field that it came from."""
+
+    value: int | None
+    param: str
+
+    def check(self, least: int, max_model_len: int) -> None:
+        """RequestError where it is under `least`, or over the context all by itself."""
+        if self.value is None:
+            return
+        if self.value < least:
+            raise invalid_value(
+                self.param,
+                f"it must be at least {least}, got {self.value}",
+                "integer_below_min_value",
+            )
+        if self.value > max_model_len:
+            raise invalid_value(
+                self.param,
+                f"it must be at most the maximum context length, {max_model_len} tokens, "
+                f"got {self.value}",
+                "integer_above_max_value",
+            )

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""The streams of one HTTP request as one: several prompts, n continuations each."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+
+from llmserve.core.messages import FinishReason
+from llmserve.core.outputs import Delta
+from llmserve.errors import EngineError
+from llmserve.frontend.async_llm import RequestStream
+
+
+class Choice(msgspec.Struct):
+    """One continuation, gathered."""
+
+    text: str = ""
+    token_ids: list[int] = []
+    logprobs: list[tuple[list[int], list[float], int]] = []
+    finish_reason: FinishReason | str | None = None
+    stop_reason: int | str | None = None
+
+
+class Generation:
+    """`streams[i]` makes the choices from `i * n` on; `remaining` counts unfinished choices."""
+
+    def __init__(self, streams: list[RequestStream], n: int) -> None:
+        self.streams = streams
+        self.n = n
+        self.remaining = len(streams) * n
+        self.num_completion_tokens = 0
+        self.aborted = False
+        self._news: list[Delta] = []
+        self._failure: BaseException | None = None
+        self._wake = asyncio.Event()
+        self._pumps: list[asyncio.Task[None]] = []
+
+    async def next(self) -> list[Delta]:
+        """What is new, waiting until something is; raises what the engine raised."""
+        deltas = await (_news(self.streams[0]) if len(self.streams) == 1 else self._any())
+        for delta in deltas:
+            self.num_completion_tokens += len(delta.token_ids)
+            if delta.finish_reason is not None:
+                self.remaining -= 1
+                if delta.finish_reason == "error":
+                    raise EngineError("The engine could not finish this request.")
+        return deltas
+
+    async def _any(self) -> list[Delta]:
+        if not self._pumps:
+            self._pumps = [
+                asyncio.ensure_future(self._pump(index, stream))
+                for index, stream in enumerate(self.streams)
+            ]
+        await self._wake.wait()
+        self._wake.clear()
+        if self._failure is not None:
+            raise self._failure
+        news, self._news = self._news, []
+        return news
+
+    async def _pump(self, index: int, stream: RequestStream) -> None:
+        left = self.n
+        try:
+            while left:
+                for delta in await _news(stream):
+                    delta.index += index * self.n
+                    left -= delta.finish_reason is not None
+                    self._news.append(delta)
+                self._wake.set()
+        except Exception as error:  # boundary: raised again by the reader of `next`
+            self._failure = error
+            self._wake.set()
+
+    async def collect(self) -> list[Choice]:
+        """All choices, whole."""
+        choices = [Choice() for _ in range(self.remaining)]
+        texts: list[list[str]] = [[] for _ in choices]
+        try:
+            while self.remaining:
+                for delta in await self.next():
+                    choice = choices[delta.index]
+                    texts[delta.index].append(delta.text)
+                    choice.token_ids += delta.token_ids
+                    choice.logprobs += delta.logprobs or []
+                    choice.finish_reason = delta.finish_reason
+                    choice.stop_reason = delta.stop_reason
+        finally:
+            self.abort()
+        for choice, parts in zip(choices, texts, strict=True):
+            choice.text = "".join(parts)
+        return choices
+
+    def abort(self) -> None:
+        """Gives back what the engine still holds; nothing happens to what is finished."""
+        self.aborted = True
+        for pump in self._pumps:
+            pump.cancel()
+        for stream in self.streams:
+            if not stream.finished:
+                stream.abort()
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Prompt tokens that came out of the prefix cache."""
+        return sum(stream.num_cached_tokens or 0 for stream in self.streams)
+
+    def usage(self) -> dict[str, Any]:
+        """Tokens so far, as OpenAI counts them: a prompt once, however many continuations."""
+        prompt = sum(len(stream.prompt_token_ids) for stream in self.streams)
+        return {
+            "prompt_tokens": prompt,
+            "total_tokens": prompt + self.num_completion_tokens,
+            "completion_tokens": self.num_completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.num_cached_tokens},
+            "completion_tokens_details": None,
+        }
+
+
+async def _news(stream: RequestStream) -> list[Delta]:
+    deltas = await stream.next()
+    if not deltas and stream.finished:
+        raise EngineError("The request was aborted.")
+    return deltas
+
+
+class Pace:
+    """Merges a choice's deltas until it has `interval` new tokens; the first goes out at once."""
+
+    def __init__(self, interval: int) -> None:
+        self._interval = interval
+        self._held: dict[int, Delta] = {}
+        self._begun: set[int] = set()
+
+    def take(self, delta: Delta) -> Delta | None:
+        """What may go out now."""
+        if self._interval == 1:
+            return delta
+        held = self._held.pop(delta.index, None)
+        if held is not None:
+            delta.text = held.text + delta.text
+            delta.token_ids = held.token_ids + delta.token_ids
+            if held.logprobs is not None:
+                delta.logprobs = held.logprobs + (delta.logprobs or [])
+        if (
+            delta.finish_reason is not None
+            or len(delta.token_ids) >= self._interval
+            or delta.index not in self._begun
+        ):
+            self._begun.add(delta.index)
+            return delta
+        self._held[delta.index] = delta
+        return None

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""Chat chunks: a role chunk for each choice, text, a finish chunk, and usage where asked for."""
+
+from typing import Any
+
+from llmserve.api.answer import Answer, encode
+from llmserve.api.generation import Generation, Pace
+from llmserve.api.logprobs import TokenNames
+from llmserve.api.routes.chat.schema import ChatBody
+from llmserve.core.outputs import Delta
+
+
+class ChatWriter:
+    """An EventWriter. `echo` is the text that each choice begins with."""
+
+    def __init__(
+        self,
+        answer: Answer,
+        body: ChatBody,
+        generation: Generation,
+        names: TokenNames,
+        role: str,
+        echo: str,
+        prompt: dict[str, Any],
+    ) -> None:
+        self._answer = answer
+        self._generation = generation
+        self._names = names
+        self._token_ids = body.return_token_ids
+        self._echo = echo
+        self._prompt = prompt  # prompt_token_ids, prompt_text: in the first chunk of a choice
+        self._role = b'"delta":' + encode({"role": role, "content": ""})
+        self._pace = Pace(answer.stream_interval)
+        self._begun: set[int] = set()
+
+    def events(self, deltas: list[Delta]) -> bytes:
+        """Framed chunks for what is new; empty while only silent tokens came."""
+        out: list[bytes] = []
+        for news in deltas:
+            if news.index not in self._begun:
+                self._begun.add(news.index)
+                self._begin(news.index, out)
+            delta = self._pace.take(news)
+            if delta is None:
+                continue
+            if delta.text:
+                inside = b'"delta":{"content":' + encode(delta.text) + b"}"
+            elif delta.finish_reason or delta.logprobs or self._token_ids:
+                inside = b'"delta":{}' if delta.finish_reason else b'"delta":{"content":""}'
+            else:
+                continue
+            out.append(
+                self._answer.chunk(
+                    delta.index,
+                    inside,
+                    delta,
+                    logprobs=self._names.chat(delta.logprobs) if delta.logprobs else None,
+                    token_ids=self._token_ids,
+                    usage=self._usage(),
+                )
+            )
+        return b"".join(out)
+
+    def _begin(self, index: int, out: list[bytes]) -> None:
+        out.append(self._answer.chunk(index, self._role, usage=self._usage(), extra=self._prompt))
+        if self._echo:
+            inside = b'"delta":{"content":' + encode(self._echo) + b"}"
+            out.append(self._answer.chunk(index, inside, usage=self._usage()))
+
+    def _usage(self) -> dict[str, Any] | None:
+        return self._generation.usage() if self._answer.continuous_usage else None
+
+    def tail(self) -> bytes:
+        """The usage chunk, where asked for."""
+        return self._answer.usage_event(self._generation.usage())

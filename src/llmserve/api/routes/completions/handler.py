@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""POST /v1/completions."""
+
+from contextlib import ExitStack
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from llmserve.api.answer import Answer, json_response
+from llmserve.api.fields import read_json, schema_of
+from llmserve.api.generation import Choice, Generation
+from llmserve.api.logprobs import LegacyLogprobs, TokenNames, join_legacy
+from llmserve.api.routes.completions.schema import CompletionBody, Prompt
+from llmserve.api.routes.completions.stream import CompletionWriter
+from llmserve.api.sse import EventStream
+from llmserve.api.state import AppState, state_of
+from llmserve.core.sampling_params import SamplingParams
+from llmserve.frontend.async_llm import AsyncLLM, RequestStream
+from llmserve.utils.logger import get_logger
+
+logger = get_logger(__name__)
+router = APIRouter()
+
+
+@router.post("/v1/completions", openapi_extra=schema_of(CompletionBody))
+async def create_completion(request: Request) -> Response:
+    """Continuations of one or several prompts, whole or streamed."""
+    state = state_of(request)
+    llm = state.engine()
+    raw = await read_json(request)
+    return await state.watched(request.receive, _create(request, state, llm, raw))
+
+
+async def _create(
+    request: Request, state: AppState, llm: AsyncLLM, raw: dict[str, Any]
+) -> Response:
+    body = CompletionBody.parse(raw)
+    model = state.resolve_model(body.model)
+    prompts = body.prompts
+    body.check()
+    body.limit.check(0 if body.echo else 1, llm.model.max_model_len)
+    answer = Answer(
+        request, body, llm, model, state.server, prefix="cmpl-", chunk_kind="text_completion"
+    )
+    headers = CompletionBody.ignored(raw)
+    encoded: list[tuple[list[int], SamplingParams]] = []
+    clamps: list[int] = []
+    for prompt in prompts:
+        ids = await llm.input_processor.encode_prompt(
+            prompt, add_special_tokens=body.add_special_tokens, param="prompt"
+        )
+        params, clamped = llm.input_processor.make_params(
+            _fields(body), prompt_len=len(ids), param="prompt"
+        )
+        encoded.append((ids, params))
+        if clamped is not None and body.max_tokens is not None:
+            clamps.append(clamped)
+    if clamps:
+        headers["x-llmserve-max-tokens"] = str(min(clamps))
+    if state.server.enable_log_requests:
+        lengths = [len(ids) for ids, _ in encoded]
+        logger.info("request %s: %s prompt tokens", answer.request_id, lengths)
+    generation = await _submit(llm, body, answer.request_id, encoded)
+    names = TokenNames(llm.tokenizer, body.return_tokens_as_token_ids)
+    echoes = [_echo(llm, body, prompt) for prompt in prompts]
+    if body.stream:
+        writer = CompletionWriter(answer, body, generation, names, echoes)
+        return EventStream(state, generation, writer, headers)
+    choices = [
+        {"index": index}
+        | _choice(body, names, echoes[index // body.n], generation.streams[index // body.n], choice)
+        for index, choice in enumerate(await generation.collect())
+    ]
+    result = answer.frame("text_completion") | {
+        "choices": choices,
+        "service_tier": None,
+        "system_fingerprint": answer.fingerprint,
+        "usage": generation.usage(),
+        "kv_transfer_params": None,
+    }
+    return json_response(result, headers)
+
+
+def _fields(body: CompletionBody) -> dict[str, Any]:
+    fields = body.sampling_fields() | {"max_tokens": body.limit.value, "logprobs": body.logprobs}
+    if body.echo and body.logprobs is not None:
+        asked = (body.logprobs, body.prompt_logprobs)
+        fields["prompt_logprobs"] = -1 if -1 in asked else max(n for n in asked if n is not None)
+    return fields
+
+
+async def _submit(
+    llm: AsyncLLM,
+    body: CompletionBody,
+    request_id: str,
+    encoded: list[tuple[list[int], SamplingParams]],
+) -> Generation:
+    streams: list[RequestStream] = []
+    with ExitStack() as on_failure:
+        for index, (ids, params) in enumerate(encoded):
+            stream = await llm.submit(
+                ids,
+                params,
+                request_id=f"{request_id}-{index}" if len(encoded) > 1 else request_id,
+                priority=body.priority,
+                cache_salt=body.cache_salt or "",
+            )
+            on_failure.callback(stream.abort)
+            streams.append(stream)
+        on_failure.pop_all()
+    return Generation(streams, body.n)
+
+
+def _echo(llm: AsyncLLM, body: CompletionBody, prompt: Prompt) -> str:
+    if not body.echo:
+        return ""
+    if isinstance(prompt, str):
+        return prompt
+    return llm.tokenizer.decode(prompt, body.skip_special_tokens) if llm.tokenizer else ""
+
+
+def _choice(
+    body: CompletionBody, names: TokenNames, echo: str, stream: RequestStream, choice: Choice
+) -> dict[str, Any]:
+    logprobs = None
+    if body.logprobs is not None:
+        legacy = LegacyLogprobs(names)
+        prompt = (
+            legacy.prompt(stream.prompt_token_ids, stream.prompt_logprobs) if body.echo else None
+        )
+        logprobs = legacy.completion(choice.logprobs)
+        if prompt is not None:
+            logprobs = join_legacy(prompt, logprobs)
+    scored = stream.prompt_logprobs if body.prompt_logprobs is not None else None
+    return {
+        "text": echo + choice.text,
+        "logprobs": logprobs,
+        "finish_reason": choice.finish_reason,
+        "stop_reason": choice.stop_reason,
+        "token_ids": choice.token_ids if body.return_token_ids else None,
+        "prompt_logprobs": names.prompt(scored) if scored else None,
+        "prompt_token_ids": stream.prompt_token_ids if body.return_token_ids else None,
+    }

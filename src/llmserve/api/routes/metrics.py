@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""GET /metrics for Prometheus."""
+
+from fastapi import APIRouter, Request, Response
+
+from llmserve.api.state import state_of
+
+router = APIRouter()
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """The text format; answered while the engine starts, too."""
+    page = state_of(request).metrics
+    return Response(page.render(), media_type=page.content_type)

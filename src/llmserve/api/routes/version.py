@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""GET /version."""
+
+from fastapi import APIRouter, Response
+
+from llmserve import __version__
+from llmserve.api.answer import json_response
+
+router = APIRouter()
+
+
+@router.get("/version")
+async def version() -> Response:
+    """The version of this server."""
+    return json_response({"version": __version__})

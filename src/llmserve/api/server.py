@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""The API server process: uvicorn around the app, the engine's coming and going, the drain."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+import uvicorn
+import uvloop
+
+from llmserve.api.app import build_app
+from llmserve.api.state import AppState
+from llmserve.config.server import ServerConfig
+from llmserve.core.messages import EngineFailed, EngineReady, ModelInfo
+from llmserve.engine.channel import receive_start
+from llmserve.engine.client import EngineClient
+from llmserve.engine.launch import ApiStart
+from llmserve.errors import ConfigError, EngineError, LLMServeError, OverloadedError
+from llmserve.frontend.async_llm import AsyncLLM
+from llmserve.frontend.input_processor import InputProcessor
+from llmserve.metrics.stats import ThroughputLog
+from llmserve.utils.logger import configure, get_logger
+
+logger = get_logger("llmserve.api.server")  # as a main module, __name__ is another
+
+LOG_INTERVAL_S = 10.0
+_KEEP_ALIVE_S = 75  # idle connections; longer than the usual proxy keeps its side
+_LAST_BYTES_S = 2  # for error events to reach sockets that may be full
+_POLL_S = 0.05
+_TRACE = 5  # uvicorn's level under DEBUG
+
+
+class _Server(uvicorn.Server):
+    """Signals are ours: they drain first."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(
+    server: ServerConfig,
+    sock: socket.socket,
+    connect: Callable[[], Awaitable[AsyncLLM]],
+    served_names: Sequence[str] = (),
+) -> None:
+    """Serves on the bound socket until SIGTERM; answers 503 until `connect` has returned.
+
+    SIGTERM, or a failing `connect`, stops admission at once; requests in flight get
+    `shutdown_timeout` seconds and then an error; a second SIGTERM cuts that short. Raises what
+    `connect` raised.
+    """
+    state = AppState(server, served_names)
+    http = _Server(_uvicorn_config(state))
+    stop = asyncio.Event()
+    hurry = asyncio.Event()
+
+    def on_sigterm() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, on_sigterm)
+    serving = asyncio.ensure_future(http.serve(sockets=[sock]))
+    starting = asyncio.ensure_future(_start(state, connect))
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({serving, starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done() and starting.exception() is None:
+            await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await _drain(state, hurry)
+        http.should_exit = True
+        await serving
+        if starting.done():
+            starting.result()
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+        for task in (serving, starting, stopping):
+            task.cancel()
+        if state.llm is not None:
+            state.llm.shutdown()
+
+
+async def _start(state: AppState, connect: Callable[[], Awaitable[AsyncLLM]]) -> None:
+    llm = await connect()
+    state.attach(llm)
+    if not state.server.disable_log_stats:
+        state.background = asyncio.ensure_future(_log_throughput(state, llm))
+
+
+async def _log_throughput(state: AppState, llm: AsyncLLM) -> None:
+    assert state.stats is not None
+    log = ThroughputLog(state.stats, time.monotonic())
+    while True:
+        await asyncio.sleep(LOG_INTERVAL_S)
+        line = log.line(llm.stats, time.monotonic())
+        if line is not None:
+            logger.info(line)
+
+
+async def _drain(state: AppState, hurry: asyncio.Event) -> None:
+    state.phase = "draining"
+    if state.background is not None:
+        state.background.cancel()
+    hurrying = asyncio.ensure_future(hurry.wait())
+    deadline = time.monotonic() + state.server.shutdown_timeout
+    while state.num_running and not hurry.is_set():
+        idle = asyncio.ensure_future(state.idle.wait())
+        left = deadline - time.monotonic()
+        if left <= 0:
+            break
+        await asyncio.wait({idle, hurrying}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        idle.cancel()
+    hurrying.cancel()
+    if state.num_running:
+        logger.warning("ending %d requests that still run", state.num_running)
+        state.cut(OverloadedError("The server is shutting down.", code="draining"))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(state.idle.wait(), _LAST_BYTES_S)
+
+
+def _uvicorn_config(state: AppState) -> uvicorn.Config:
+    server = state.server
+    level = server.uvicorn_log_level.upper()
+    own = logging.getLogger("llmserve")
+    for name in ("uvicorn", "uvicorn.access"):
+        log = logging.getLogger(name)
+        log.handlers[:] = own.handlers
+        log.setLevel(_TRACE if level == "TRACE" else level)
+        log.propagate = False
+    if server.disable_uvicorn_access_log:
+        logging.getLogger("uvicorn.access").handlers.clear()
+    return uvicorn.Config(
+        build_app(state),
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=not server.disable_uvicorn_access_log,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_LAST_BYTES_S,
+        backlog=2048,
+    )
+
+
+async def wait_ready(client: EngineClient) -> ModelInfo:
+    """Waits for the engine's word; ConfigError or EngineError if it gives up."""
+    model: ModelInfo | None = None
+    while model is None:
+        for message in client.receive():
+            if isinstance(message, EngineReady):
+                model = message.model
+            elif isinstance(message, EngineFailed):
+                raise (ConfigError if message.user_error else EngineError)(message.message)
+        if model is None:
+            await asyncio.sleep(_POLL_S)
+    return model
+
+
+async def connect_engine(start: ApiStart, client: EngineClient) -> AsyncLLM:
+    """The engine's front, once the engine is ready."""
+    model = await wait_ready(client)
+    processor = await asyncio.to_thread(
+        InputProcessor.for_model,
+        model,
+        start.model,
+        chat_template=start.server.chat_template,
+        default_template_kwargs=start.server.default_chat_template_kwargs,
+    )
+    llm = AsyncLLM(client, model, tokenizer=processor.tokenizer, input_processor=processor)
+    llm.start()
+    return llm
+
+
+def main() -> int:
+    """`python -m llmserve.api.server FD`. Exit codes: 0 told to stop, 1 failed, 2 user error."""
+    start = receive_start(int(sys.argv[1]), ApiStart)
+    configure("APIServer")
+    client = EngineClient(start.run_dir, start.client)
+    try:
+        with socket.socket(fileno=start.socket_fd) as sock:
+            uvloop.run(
+                serve(
+                    start.server,
+                    sock,
+                    lambda: connect_engine(start, client),
+                    start.model.served_model_name,
+                )
+            )
+    except LLMServeError as error:
+        logger.error("%s", error)
+        return 2 if isinstance(error, ConfigError) else 1
+    finally:
+        client.close()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""What all routes of one server share: the engine's front, its phase, and what is in flight."""
+
+import asyncio
+import time
+from collections.abc import Coroutine, Sequence
+from typing import Any, Literal, TypeVar
+
+from fastapi import Request
+from starlette.types import Receive
+
+from llmserve.api.errors import ClientGone, missing
+from llmserve.config.server import ServerConfig
+from llmserve.errors import EngineDeadError, LLMServeError, NotFoundError, OverloadedError
+from llmserve.frontend.async_llm import AsyncLLM
+from llmserve.metrics.prometheus import MetricsPage
+from llmserve.metrics.stats import RequestStats
+
+T = TypeVar("T")
+Phase = Literal["starting", "ready", "draining"]
+
+_REFUSALS: dict[Phase, str] = {
+    "starting": "The model is still being loaded.",
+    "draining": "The server is shutting down.",
+}
+
+
+class AppState:
+    """One API server. `llm` is None until the engine has said that it is ready."""
+
+    def __init__(self, server: ServerConfig, served_names: Sequence[str] = ()) -> None:
+        self.server = server
+        self.names = list(served_names)
+        self.created = int(time.time())
+        self.phase: Phase = "starting"
+        self.llm: AsyncLLM | None = None
+        self.stats: RequestStats | None = None
+        self.metrics = MetricsPage()
+        self.background: asyncio.Task[None] | None = None
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self._running: dict[asyncio.Task[Any], LLMServeError | None] = {}
+
+    def attach(self, llm: AsyncLLM) -> None:
+        """The engine is ready; requests are taken from now on."""
+        self.llm = llm
+        self.names = self.names or [llm.model.name]
+        self.stats = RequestStats(llm.model.max_model_len, lambda: llm.stats)
+        llm.observer = self.stats
+        self.metrics.add_engine(self.names[0], llm.model, lambda: llm.stats, self.stats)
+        if self.phase == "starting":
+            self.phase = "ready"
+
+    @property
+    def engine_is_dead(self) -> bool:
+        """Whether no request will be served any more."""
+        return self.llm is not None and self.llm.dead is not None
+
+    def engine(self) -> AsyncLLM:
+        """The engine's front; OverloadedError or EngineDeadError while it takes no requests."""
+        if self.phase != "ready" or self.llm is None:
+            raise OverloadedError(_REFUSALS[self.phase], code=self.phase)
+        if self.engine_is_dead:
+            raise EngineDeadError("The engine ended.", code="engine_dead")
+        return self.llm
+
+    def resolve_model(self, name: str | None) -> str:
+        """The name to answer with; NotFoundError lists what there is."""
+        if name is None:
+            if not self.names:
+                raise missing("model")
+            return self.names[0]
+        if name not in self.names:
+            raise NotFoundError(
+                f"The model `{name[:200]}` does not exist. This server has: "
+                f"{', '.join(self.names)}.",
+                param="model",
+                code="model_not_found",
+            )
+        return name
+
+    @property
+    def num_running(self) -> int:
+        """Requests between admission and their last byte."""
+        return len(self._running)
+
+    def cut(self, error: LLMServeError) -> None:
+        """Ends all requests in flight; each client is told `error`."""
+        for task in self._running:
+            self._running[task] = error
+            task.cancel()
+
+    async def watched(self, receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+        """Runs `work` while the client is there.
+
+        Raises ClientGone when it leaves, and what `cut` was given when we end it; `work` is
+        cancelled in both cases.
+        """
+        task = asyncio.ensure_future(work)
+        gone = asyncio.ensure_future(_disconnect(receive))
+        gone.add_done_callback(lambda _: task.cancel())
+        self._running[task] = None
+        self.idle.clear()
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if (error := self._running[task]) is not None:
+                raise error from None
+            if gone.done() and not gone.cancelled():
+                raise ClientGone from None
+            raise
+        finally:
+            gone.cancel()
+            del self._running[task]
+            if not self._running:
+                self.idle.set()
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def state_of(request: Request) -> AppState:
+    """The state that `build_app` left in the application."""
+    state = request.app.state.llmserve
+    assert isinstance(state, AppState)
+    return state

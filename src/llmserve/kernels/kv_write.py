@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""Writes a step's keys and values into the paged cache."""
+
+from __future__ import annotations
+
+import torch
+
+from llmserve.kernels.triton_jit import next_power_of_2, tl, triton, use_triton
+
+
+def write_kv(
+    key: torch.Tensor, value: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor
+) -> None:
+    """`key`, `value` [num_tokens, num_kv_heads, head_dim] with a contiguous last dimension go to
+    `kv_cache` [num_blocks, 2, num_kv_heads, block_size, head_dim] (contiguous), token t at
+    `slot_mapping` int64 [num_tokens] = block * block_size + offset.
+    """
+    if use_triton(key):
+        write_kv_triton(key, value, kv_cache, slot_mapping)
+    else:
+        write_kv_torch(key, value, kv_cache, slot_mapping)
+
+
+def write_kv_torch(
+    key: torch.Tensor, value: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor
+) -> None:
+    """The reference."""
+    block_size = kv_cache.shape[3]
+    if len(slot_mapping) == 1:  # one copy per side costs a third of an index_put
+        block, offset = divmod(slot_mapping.item(), block_size)
+        token = kv_cache[block, :, :, offset]
+        token[0].copy_(key[0])
+        token[1].copy_(value[0])
+        return
+    block = slot_mapping // block_size
+    offset = slot_mapping % block_size
+    kv_cache[:, 0][block, :, offset] = key
+    kv_cache[:, 1][block, :, offset] = value
+
+
+def write_kv_triton(
+    key: torch.Tensor, value: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor
+) -> None:
+    """One program a token and head."""
+    num_tokens, heads, head_dim = key.shape
+    if num_tokens:
+        _write_kv_kernel[(num_tokens, heads)](
+            key, value, kv_cache, slot_mapping,
+            key.stride(0), key.stride(1), value.stride(0), value.stride(1),
+            kv_cache.shape[3], head_dim, BLOCK=next_power_of_2(head_dim), num_warps=1,
+        )  # fmt: skip
+
+
+@triton.jit
+def _write_kv_kernel(
+    key, value, kv_cache, slot_mapping,
+    key_stride_t, key_stride_h, value_stride_t, value_stride_h,
+    block_size, head_dim, BLOCK: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1).to(tl.int64)
+    heads = tl.num_programs(1)
+    cols = tl.arange(0, BLOCK)
+    inside = cols < head_dim
+    slot = tl.load(slot_mapping + token)
+    block = slot // block_size
+    offset = slot % block_size
+    k = tl.load(key + token * key_stride_t + head * key_stride_h + cols, mask=inside)
+    v = tl.load(value + token * value_stride_t + head * value_stride_h + cols, mask=inside)
+    k_out = kv_cache + ((block * 2 * heads + head) * block_size + offset) * head_dim
+    tl.store(k_out + cols, k, mask=inside)
+    tl.store(k_out + heads * block_size * head_dim + cols, v, mask=inside)

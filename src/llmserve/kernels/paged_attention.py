@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""Attention over the paged KV cache: split-KV decode, and prefill of rows of any length.
+
+Lengths are read on the device, so no launch depends on them; decode's grid depends on the number of
+rows alone and can be captured in a graph. The torch reference is attention/torch_sdpa.py.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from llmserve.kernels.triton_jit import loop, next_power_of_2, tl, triton
+
+SHARED_MEMORY_LIMIT = 101_376  # bytes a block may use on compute capability 12.x
+_MAX_SPLITS = 32
+
+
+def num_splits(num_rows: int, num_kv_heads: int, max_keys: int, num_sms: int) -> int:
+    """Splits of a decode row's keys: about two programs a multiprocessor, each of 64 keys or more.
+    A power of two; depends on nothing but the launch's fixed sizes.
+    """
+    wanted = -(-2 * num_sms // (num_rows * num_kv_heads))
+    most = min(max(max_keys // 64, 1), _MAX_SPLITS)
+    return min(next_power_of_2(wanted), 1 << (most.bit_length() - 1))
+
+
+def tile_sizes(head_dim: int, element_size: int, decode: bool) -> tuple[int, int, int, int]:
+    """(queries, keys, stages, warps) of a tile; within SHARED_MEMORY_LIMIT for every head_dim."""
+    row_bytes = next_power_of_2(head_dim) * element_size
+    if decode:
+        return 16, 64 if row_bytes <= 256 else 32 if row_bytes <= 512 else 16, 2, 4
+    if row_bytes <= 256:
+        return 64, 64, 2, 4
+    if row_bytes <= 512:
+        return 64, 32, 1, 4
+    return 32, 16, 1, 4
+
+
+def paged_decode(
+    query: torch.Tensor,
+    kv_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    seq_lens: torch.Tensor,
+    out: torch.Tensor,
+    partial: torch.Tensor,
+    partial_lse: torch.Tensor,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> None:
+    """`query`, `out` [num_rows, num_heads, head_dim], one token a row; `kv_cache` [num_blocks, 2,
+    num_kv_heads, block_size, head_dim]; `block_table` int32 [num_rows, max_blocks]; `seq_lens`
+    int32 [num_rows], 0 for a padding row (its output is zeros). `partial` float32 [num_rows,
+    num_heads, splits, head_dim] and `partial_lse` float32 [num_rows, num_heads, splits] are
+    scratch.
+    """
+    num_rows, num_heads, head_dim = query.shape
+    _, _, num_kv_heads, block_size, _ = kv_cache.shape
+    splits = partial.shape[2]
+    group = num_heads // num_kv_heads
+    tile_q, tile_k, stages, warps = tile_sizes(head_dim, query.element_size(), True)
+    _decode_kernel[(num_rows, num_kv_heads, splits)](
+        query, kv_cache, block_table, seq_lens, partial, partial_lse,
+        query.stride(0), query.stride(1), block_table.stride(0), scale, softcap or 0.0,
+        GROUP=group, HEAD_DIM=head_dim, BLOCK_SIZE=block_size,
+        TILE_Q=max(tile_q, next_power_of_2(group)), TILE_K=tile_k, TILE_D=next_power_of_2(head_dim),
+        WINDOW=window or 0, SOFTCAP=softcap is not None, num_stages=stages, num_warps=warps,
+    )  # fmt: skip
+    _combine_kernel[(num_rows, num_heads)](
+        partial, partial_lse, out, out.stride(0), out.stride(1),
+        SPLITS=splits, HEAD_DIM=head_dim, TILE_D=next_power_of_2(head_dim), num_warps=4,
+    )  # fmt: skip
+
+
+def paged_prefill(
+    query: torch.Tensor,
+    kv_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    query_start: torch.Tensor,
+    seq_lens: torch.Tensor,
+    out: torch.Tensor,
+    first_row: int,
+    first_token: int,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> None:
+    """Rows from `first_row` on (whose first token is `first_token`) of `query`, `out` [num_tokens,
+    num_heads, head_dim]; `query_start` int32 [num_rows + 1]; the rest as in `paged_decode`.
+    """
+    num_tokens, num_heads, head_dim = query.shape
+    _, _, num_kv_heads, block_size, _ = kv_cache.shape
+    num_rows = len(seq_lens) - first_row
+    tile_q, tile_k, stages, warps = tile_sizes(head_dim, query.element_size(), False)
+    # Every row has at most one unfilled tile: an upper bound that needs no lengths.
+    tiles = (num_tokens - first_token) // tile_q + num_rows
+    _prefill_kernel[(tiles, num_heads)](
+        query, kv_cache, block_table, query_start, seq_lens, out,
+        query.stride(0), query.stride(1), out.stride(0), out.stride(1), block_table.stride(0),
+        first_row, num_rows, first_token, scale, softcap or 0.0,
+        GROUP=num_heads // num_kv_heads, HEAD_DIM=head_dim, BLOCK_SIZE=block_size,
+        TILE_Q=tile_q, TILE_K=tile_k, TILE_D=next_power_of_2(head_dim),
+        WINDOW=window or 0, SOFTCAP=softcap is not None, num_stages=stages, num_warps=warps,
+    )  # fmt: skip
+
+
+@triton.jit
+def _attend_tile(
+    q, kv_head_base, table_row, start, limit, low, query_pos, acc, row_max, row_sum,
+    kv_block_stride, value_offset, scale, softcap,
+    HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE_K: tl.constexpr, TILE_D: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+):  # fmt: skip
+    """Online softmax over keys [start, start + TILE_K) that lie in [low, limit)."""
+    key_pos = start + tl.arange(0, TILE_K)
+    dims = tl.arange(0, TILE_D)
+    written = (key_pos >= low) & (key_pos < limit)
+    block = tl.load(table_row + key_pos // BLOCK_SIZE, mask=written, other=0).to(tl.int64)
+    rows = block * kv_block_stride + (key_pos % BLOCK_SIZE) * HEAD_DIM
+    inside = written[:, None] & (dims < HEAD_DIM)[None, :]
+    k = tl.load(kv_head_base + rows[:, None] + dims[None, :], mask=inside, other=0.0)
+    v = tl.load(kv_head_base + value_offset + rows[:, None] + dims[None, :], mask=inside, other=0.0)
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    if SOFTCAP:
+        scores = softcap * (2.0 * tl.sigmoid(2.0 * scores / softcap) - 1.0)
+    seen = written[None, :] & (key_pos[None, :] <= query_pos[:, None])
+    if WINDOW > 0:
+        seen = seen & (key_pos[None, :] > query_pos[:, None] - WINDOW)
+    scores = tl.where(seen, scores, float("-inf"))
+    new_max = tl.maximum(row_max, tl.max(scores, axis=1))
+    finite_max = tl.where(new_max == float("-inf"), 0.0, new_max)
+    weights = tl.exp(scores - finite_max[:, None])
+    decay = tl.exp(row_max - finite_max)
+    row_sum = row_sum * decay + tl.sum(weights, axis=1)
+    acc = acc * decay[:, None]
+    acc = acc + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+    return acc, new_max, row_sum
+
+
+@triton.jit
+def _decode_kernel(
+    query, kv_cache, block_table, seq_lens, partial, partial_lse,
+    query_stride_t, query_stride_h, table_stride, scale, softcap,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    TILE_Q: tl.constexpr, TILE_K: tl.constexpr, TILE_D: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+):  # fmt: skip
+    """One program: a row, a KV head with its group of query heads, a split of the keys."""
+    row = tl.program_id(0).to(tl.int64)
+    kv_head = tl.program_id(1).to(tl.int64)
+    split = tl.program_id(2)
+    kv_heads = tl.num_programs(1)
+    splits = tl.num_programs(2)
+    length = tl.load(seq_lens + row)
+    low = 0
+    if WINDOW > 0:
+        low = tl.maximum(length - WINDOW, 0)
+    first_tile = low // TILE_K
+    tiles = tl.cdiv(length, TILE_K) - first_tile
+    per_split = tl.cdiv(tiles, splits)
+    begin = first_tile + split * per_split
+    end = tl.minimum(begin + per_split, first_tile + tiles)
+
+    heads = tl.arange(0, TILE_Q)
+    dims = tl.arange(0, TILE_D)
+    head = kv_head * GROUP + heads
+    mine = (heads < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
+    q = tl.load(
+        query + row * query_stride_t + head[:, None] * query_stride_h + dims[None, :],
+        mask=mine, other=0.0,
+    )  # fmt: skip
+    query_pos = tl.zeros([TILE_Q], tl.int32) + (length - 1)
+    acc = tl.zeros([TILE_Q, TILE_D], tl.float32)
+    row_max = tl.full([TILE_Q], float("-inf"), tl.float32)
+    row_sum = tl.zeros([TILE_Q], tl.float32)
+    side = BLOCK_SIZE * HEAD_DIM
+    base = kv_cache + kv_head * side
+    block_stride = 2 * kv_heads.to(tl.int64) * side
+    value_offset = kv_heads.to(tl.int64) * side
+    for tile in loop(begin, end):
+        acc, row_max, row_sum = _attend_tile(
+            q, base, block_table + row * table_stride, tile * TILE_K, length, low, query_pos,
+            acc, row_max, row_sum, block_stride, value_offset, scale, softcap,
+            HEAD_DIM, BLOCK_SIZE, TILE_K, TILE_D, 0, SOFTCAP,
+        )  # fmt: skip
+    at = (row * kv_heads * GROUP + head) * splits + split
+    empty = row_sum == 0.0
+    lse = tl.where(empty, float("-inf"), row_max + tl.log(tl.where(empty, 1.0, row_sum)))
+    tl.store(partial_lse + at, lse, mask=heads < GROUP)
+    out = acc / tl.where(empty, 1.0, row_sum)[:, None]
+    tl.store(partial + at[:, None] * HEAD_DIM + dims[None, :], out, mask=mine)
+
+
+@triton.jit
+def _combine_kernel(
+    partial, partial_lse, out, out_stride_t, out_stride_h,
+    SPLITS: tl.constexpr, HEAD_DIM: tl.constexpr, TILE_D: tl.constexpr,
+):  # fmt: skip
+    """Sums a row's splits, each weighted by its share of the softmax."""
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1).to(tl.int64)
+    at = (row * tl.num_programs(1) + head) * SPLITS + tl.arange(0, SPLITS)
+    dims = tl.arange(0, TILE_D)
+    lse = tl.load(partial_lse + at)
+    top = tl.max(lse, axis=0)
+    weight = tl.exp(lse - tl.where(top == float("-inf"), 0.0, top))
+    total = tl.sum(weight, axis=0)
+    part = tl.load(
+        partial + at[:, None] * HEAD_DIM + dims[None, :],
+        mask=(dims < HEAD_DIM)[None, :], other=0.0,
+    )  # fmt: skip
+    mean = tl.sum(part * weight[:, None], axis=0) / tl.where(total == 0.0, 1.0, total)
+    row_out = out + row * out_stride_t + head * out_stride_h
+    tl.store(row_out + dims, mean.to(out.dtype.element_ty), mask=dims < HEAD_DIM)
+
+
+@triton.jit
+def _prefill_kernel(
+    query, kv_cache, block_table, query_start, seq_lens, out,
+    query_stride_t, query_stride_h, out_stride_t, out_stride_h, table_stride,
+    first_row, num_rows, first_token, scale, softcap,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    TILE_Q: tl.constexpr, TILE_K: tl.constexpr, TILE_D: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+):  # fmt: skip
+    """One program: TILE_Q queries of one row and one head. Row r's tiles start at number
+    (its first token) // TILE_Q + r, which leaves each row at least the tiles that it needs.
+    """
+    tile = tl.program_id(0)
+    head = tl.program_id(1).to(tl.int64)
+    kv_heads = tl.num_programs(1) // GROUP
+    left = 0
+    right = num_rows
+    while right - left > 1:
+        middle = (left + right) // 2
+        start = tl.load(query_start + first_row + middle) - first_token
+        if start // TILE_Q + middle <= tile:
+            left = middle
+        else:
+            right = middle
+    row = (first_row + left).to(tl.int64)
+    row_start = tl.load(query_start + row)
+    row_end = tl.load(query_start + row + 1)
+    number = tile - ((row_start - first_token) // TILE_Q + left)
+    query_len = row_end - row_start
+    if number * TILE_Q >= query_len:
+        return
+    length = tl.load(seq_lens + row)
+    offsets = number * TILE_Q + tl.arange(0, TILE_Q)
+    dims = tl.arange(0, TILE_D)
+    mine = (offsets < query_len)[:, None] & (dims < HEAD_DIM)[None, :]
+    token = (row_start + offsets).to(tl.int64)
+    q = tl.load(
+        query + token[:, None] * query_stride_t + head * query_stride_h + dims[None, :],
+        mask=mine, other=0.0,
+    )  # fmt: skip
+    query_pos = length - query_len + offsets
+    limit = tl.minimum(length, length - query_len + (number + 1) * TILE_Q)
+    low = 0
+    if WINDOW > 0:
+        low = tl.maximum(length - query_len + number * TILE_Q - WINDOW + 1, 0)
+    acc = tl.zeros([TILE_Q, TILE_D], tl.float32)
+    row_max = tl.full([TILE_Q], float("-inf"), tl.float32)
+    row_sum = tl.zeros([TILE_Q], tl.float32)
+    side = BLOCK_SIZE * HEAD_DIM
+    base = kv_cache + (head // GROUP) * side
+    block_stride = 2 * kv_heads.to(tl.int64) * side
+    value_offset = kv_heads.to(tl.int64) * side
+    for key_tile in loop(low // TILE_K, tl.cdiv(limit, TILE_K)):
+        acc, row_max, row_sum = _attend_tile(
+            q, base, block_table + row * table_stride, key_tile * TILE_K, limit, low, query_pos,
+            acc, row_max, row_sum, block_stride, value_offset, scale, softcap,
+            HEAD_DIM, BLOCK_SIZE, TILE_K, TILE_D, WINDOW, SOFTCAP,
+        )  # fmt: skip
+    o = acc / tl.where(row_sum == 0.0, 1.0, row_sum)[:, None]
+    tl.store(
+        out + token[:, None] * out_stride_t + head * out_stride_h + dims[None, :],
+        o.to(out.dtype.element_ty), mask=mine,
+    )  # fmt: skip

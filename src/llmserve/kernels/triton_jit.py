@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""Triton where it is installed; a CPU install has none and uses the torch references alone."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from llmserve import envs
+
+try:
+    import triton
+    import triton.language as tl
+
+    loop: Callable[..., Any] = tl.range
+except ImportError:
+    triton: Any = SimpleNamespace(jit=lambda kernel: kernel)  # type: ignore[no-redef]
+    tl: Any = None  # type: ignore[no-redef]
+    loop = range
+
+if envs.TRITON_INTERPRET:
+    # Triton 3.6's interpreter cannot turn its scalars, arrays of one element, into ints where numpy
+    # is 2.4 or newer.
+    def loop(start: Any, end: Any) -> range:
+        """tl.range over interpreted scalars."""
+        return range(
+            *(int(x.handle.data.item()) if hasattr(x, "handle") else x for x in (start, end))
+        )
+
+
+def use_triton(x: torch.Tensor) -> bool:
+    """Whether `x` goes to a Triton kernel: on a GPU, and everywhere in the interpreter."""
+    return x.is_cuda or envs.TRITON_INTERPRET
+
+
+def next_power_of_2(n: int) -> int:
+    """The least power of two that is at least `n`."""
+    return 1 << (n - 1).bit_length()

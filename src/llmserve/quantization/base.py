@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""How a linear layer keeps its weight and multiplies by it."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class NormSpec:
+    """RMSNorm to apply to a linear's input: `weight` [in_features], already offset (Gemma's 1 + w)."""
+
+    weight: torch.Tensor
+    eps: float
+
+
+class LinearMethod(ABC):
+    """One linear's weight. `fuses` names what `apply` does natively; layers/ composes the rest.
+
+    Members of `fuses`: "norm" (RMSNorm of the input), "act" (gated activation of the output halves),
+    "residual" (adds to the output). `apply` is never called with an argument outside `fuses`.
+    """
+
+    fuses: frozenset[str] = frozenset()
+
+    @abstractmethod
+    def create(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> dict[str, torch.Tensor]:
+        """Empty parameters by checkpoint suffix: {"weight": ..., "bias": ..., "weight_scale": ...}."""
+
+    @abstractmethod
+    def finalize(self, params: dict[str, torch.Tensor]) -> None:
+        """After loading: repack into what `apply` reads (stable addresses from here on)."""
+
+    @abstractmethod
+    def apply(
+        self,
+        x: torch.Tensor,
+        norm: NormSpec | None = None,
+        act: str | None = None,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`x` [num_tokens, in_features] -> [num_tokens, out_features] (half of it with `act`)."""

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""Repetition penalty over prompt and output, presence and frequency penalty over the output."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmserve.core.scheduler_output import NewRequest
+from llmserve.sampling.base import LogitsProcessor, Rows, SamplerContext, slot_buffer, to_device
+
+
+class Penalties(LogitsProcessor):
+    """One int32 per slot and token: 2 * (times in the output) + (whether in the prompt)."""
+
+    def __init__(self, context: SamplerContext) -> None:
+        super().__init__(context)
+        shape = (context.num_slots, context.logits_width)
+        self._state = slot_buffer(shape, torch.int32, context.device)
+        # repetition, frequency, presence
+        self._strength = np.zeros((context.num_slots, 3), np.float32)
+        self._rows: Rows | None = None
+        self._columns: tuple[Tensor | None, ...] = ()
+
+    def add(self, slot: int, request: NewRequest) -> bool:
+        p = request.params
+        strength = (p.repetition_penalty, p.frequency_penalty, p.presence_penalty)
+        if strength == (1.0, 0.0, 0.0):
+            return False
+        self._strength[slot] = strength
+        prompt, output = np.split(request.token_ids, [request.num_prompt_tokens])
+        state = 2 * np.bincount(output, minlength=self.context.logits_width).astype(np.int32)
+        state[prompt] += 1 - state[prompt] % 2
+        self._state[slot] = to_device(state, self._state.device)
+        return True
+
+    def apply(self, logits: Tensor, rows: Rows) -> None:
+        if self._rows is not rows:
+            strength = self._strength[rows.slots_cpu]
+            self._columns = tuple(
+                to_device(strength[:, i, None].copy(), logits.device)
+                if (strength[:, i] != neutral).any()
+                else None
+                for i, neutral in enumerate((1, 0, 0))
+            )
+            self._rows = rows
+        repetition, frequency, presence = self._columns  # [m, 1] each
+        state = self._state.index_select(0, rows.slots)  # [m, logits_width]
+        if repetition is not None:
+            # 1 for tokens not seen. A logit's positive part is divided, its negative multiplied:
+            # plain passes, where a CPU's torch.where takes ten times as long
+            factor = (state != 0).to(torch.float32).mul_(repetition - 1).add_(1)
+            torch.add(
+                logits.clamp(min=0).div_(factor), logits.clamp(max=0).mul_(factor), out=logits
+            )
+        count = (state >> 1).to(torch.float32)
+        if frequency is not None:
+            logits.sub_(count * frequency)
+        if presence is not None:
+            logits.sub_(count.clamp_(max=1).mul_(presence))
+
+    def update(self, rows: Rows, token_ids: Tensor) -> None:
+        drawn = rows.slots * self.context.logits_width + token_ids
+        self._state.view(-1).index_add_(0, drawn, torch.full_like(drawn, 2, dtype=torch.int32))

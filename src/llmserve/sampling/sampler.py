@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""From a step's logits to its tokens."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmserve.core.messages import LogprobColumns
+from llmserve.core.scheduler_output import NewRequest
+from llmserve.errors import ConfigError
+from llmserve.sampling.allowed_tokens import AllowedTokens
+from llmserve.sampling.bad_words import BadWords
+from llmserve.sampling.base import LogitsProcessor, Rows, SamplerContext, to_device
+from llmserve.sampling.draw import Draw, draw
+from llmserve.sampling.gumbel import row_keys
+from llmserve.sampling.logit_bias import LogitBias
+from llmserve.sampling.logprobs import HostColumns, Logprobs, columns
+from llmserve.sampling.min_tokens import MinTokens
+from llmserve.sampling.penalties import Penalties
+from llmserve.sampling.truncation import Limits, Truncation
+from llmserve.utils.registry import load
+
+# In vLLM's order. Own processors come after all of these: they have the last word on the logits.
+# Temperature, min_p, top_k and top_p follow in draw.py: they need no logits rewritten.
+PIPELINE: list[type[LogitsProcessor]] = [
+    AllowedTokens,  # overwrites whole rows with -inf: first, while there is nothing to lose
+    BadWords,  # only forbids, as the next: their order among each other is free,
+    MinTokens,  # and nothing after them can bring a forbidden token back
+    LogitBias,  # before penalties, which look at the sign of the biased logit
+    Penalties,
+]
+# A lower one above 0 is raised to it, as in vLLM: logits / temperature stay far from overflow.
+MIN_TEMPERATURE = 0.01
+
+
+@dataclass(slots=True)
+class SampledBatch:
+    """What one `Sampler.sample` drew."""
+
+    token_ids: Tensor  # int64 [n], on the device
+    invalid: Tensor  # bool [n], on the device
+    _columns: list[tuple[Rows, HostColumns]]
+
+    def logprob_columns(self) -> dict[int, LogprobColumns]:
+        """By row, for rows that asked. To be called after the device has finished the step."""
+        result = {}
+        for rows, host in self._columns:
+            ids, values, ranks = (part.numpy() for part in host)
+            for i, row in enumerate(rows.index_cpu.tolist()):
+                part = slice(i, i + 1)
+                result[row] = LogprobColumns.pack(ids[part], values[part], ranks[part])
+        return result
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What follows from the slots of a batch alone; kept while they stay the same."""
+
+    slots: bytes
+    processors: list[tuple[LogitsProcessor, Rows]]
+    greedy: Rows
+    # rows, temperature [m, 1], seeds [m], limits
+    random: list[tuple[Rows, Tensor, Tensor, Limits | None]]
+    logprobs: list[tuple[Rows, int]]
+
+
+class Sampler:
+    """Draws a token for every row: argmax(logit / T + Gumbel(seed, output index, token id)).
+
+    A draw depends on its own row alone. Slots are rows of persistent state, 1 .. num_slots - 1; 0
+    is padding. `processors` are import paths of LogitsProcessor classes (see base.py); ConfigError
+    if one cannot be used.
+    """
+
+    def __init__(
+        self,
+        num_slots: int,
+        logits_width: int,
+        device: torch.device,
+        *,
+        eos_token_ids: list[int],
+        logprobs_mode: str = "raw_logprobs",
+        processors: Sequence[str] = (),
+    ) -> None:
+        context = SamplerContext(num_slots, logits_width, device, eos_token_ids)
+        kinds = [*PIPELINE, *map(_load_processor, processors)]
+        self._context = context
+        self._processors = [kind(context) for kind in kinds]
+        self._active = np.zeros((len(kinds), num_slots), np.bool_)
+        self._truncation = Truncation(context)
+        self._logprobs = Logprobs(context)
+        self._raw_logprobs = logprobs_mode == "raw_logprobs"
+        self._temperature = np.zeros(num_slots, np.float32)
+        self._seeds = np.zeros(num_slots, np.int64)
+        self._batch: _Batch | None = None
+
+    def add(self, request: NewRequest) -> None:
+        """A request enters `request.slot`, new or resumed after preemption; sets all its state."""
+        slot, temperature = request.slot, request.params.temperature
+        self._batch = None
+        for active, processor in zip(self._active, self._processors, strict=True):
+            active[slot] = processor.add(slot, request)
+        self._truncation.add(slot, request)
+        self._logprobs.add(slot, request)
+        self._temperature[slot] = max(temperature, MIN_TEMPERATURE) if temperature else 0.0
+        self._seeds[slot] = request.seed
+
+    def remove(self, slot: int) -> None:
+        """The request in `slot` has gone; the slot may be used again."""
+        self._batch = None
+        for active, processor in zip(self._active, self._processors, strict=True):
+            if active[slot]:
+                processor.remove(slot)
+
+    def sample(self, logits: Tensor, slots: np.ndarray, output_index: np.ndarray) -> SampledBatch:
+        """Enqueues one draw a row and returns without waiting for the device.
+
+        `logits` float32 [n, logits_width], overwritten. `slots` int32 [n]; `output_index` int32
+        [n]: how many tokens the request has drawn before. A row is invalid, and its token 0, if its
+        logits hold NaN or +inf or are all -inf, or if its parameters forbid every token.
+        """
+        batch = self._batch_of(slots)
+        if not (batch.processors or batch.random or batch.logprobs):
+            best = logits.max(1)
+            invalid = best.values.isfinite().logical_not_()
+            return SampledBatch(best.indices.masked_fill_(invalid, 0), invalid, [])
+        logits = logits.contiguous()
+        output_index = output_index.astype(np.int64)
+        invalid = logits.amax(1).isfinite().logical_not_()
+        logprobs = []
+        if self._raw_logprobs:
+            logprobs = [rows.of(logits).log_softmax(1) for rows, _ in batch.logprobs]
+
+        for processor, rows in batch.processors:
+            rows.output_index_cpu = output_index[rows.index_cpu]
+            part = rows.of(logits)
+            processor.apply(part, rows)
+            rows.put(logits, part)
+
+        drawn = self._draw(logits, batch, output_index)
+        invalid |= drawn.score.isfinite().logical_not_()
+        token_ids = drawn.token_ids.masked_fill(invalid, 0)
+        for processor, rows in batch.processors:
+            processor.update(rows, rows.of(token_ids))
+        if not self._raw_logprobs:
+            logprobs = [self._processed(logits, rows, drawn.lowest) for rows, _ in batch.logprobs]
+        host = [
+            (rows, columns(values, rows.of(token_ids), k))
+            for (rows, k), values in zip(batch.logprobs, logprobs, strict=True)
+        ]
+        return SampledBatch(token_ids, invalid, host)
+
+    def prompt_logprobs(self, logits: Tensor, targets: Tensor, k: int) -> LogprobColumns:
+        """Of `targets` int64 [m] under `logits` [m, logits_width] (one or more rows), always raw.
+
+        `k` alternatives each, -1 = all. Waits for the device.
+        """
+        return self._logprobs.prompt(logits.float(), targets, k)
+
+    def _draw(self, logits: Tensor, batch: _Batch, output_index: np.ndarray) -> Draw:
+        groups = []
+        if len(batch.greedy):
+            best = batch.greedy.of(logits).max(1)
+            lowest = torch.full_like(best.values, -math.inf)[:, None]
+            groups.append((batch.greedy, Draw(best.indices, best.values, lowest)))
+        for rows, temperature, seeds, limits in batch.random:
+            index = to_device(output_index[rows.index_cpu], logits.device)
+            drawn = draw(rows.of(logits), temperature, row_keys(seeds, index), limits)
+            groups.append((rows, drawn))
+        if len(groups) == 1:
+            return groups[0][1]
+        n = len(logits)
+        merged = Draw(
+            torch.empty(n, dtype=torch.int64, device=logits.device),
+            torch.empty(n, device=logits.device),
+            torch.empty(n, 1, device=logits.device),
+        )
+        for rows, drawn in groups:
+            for whole, part in zip(merged, drawn, strict=True):
+                rows.put(whole, part)
+        return merged
+
+    def _processed(self, logits: Tensor, rows: Rows, lowest: Tensor) -> Tensor:
+        # The distribution that was drawn from; a greedy row's is that of temperature 1
+        temperature = self._temperature[rows.slots_cpu]
+        temperature = np.where(temperature == 0, np.float32(1), temperature)[:, None]
+        x = rows.of(logits) / to_device(temperature, logits.device)
+        return x.masked_fill_(x < rows.of(lowest), -math.inf).log_softmax(1)
+
+    def _batch_of(self, slots: np.ndarray) -> _Batch:
+        key = slots.tobytes()
+        if self._batch is not None and self._batch.slots == key:
+            return self._batch
+        device = self._context.device
+        slots = slots.astype(np.int64)
+
+        def select(mask: np.ndarray) -> Rows:
+            index = np.flatnonzero(mask)
+            return Rows(index, slots[index], device)
+
+        active = self._active[:, slots]
+        random = self._temperature[slots] > 0
+        truncated = self._truncation.active[slots]
+        groups: list[tuple[Rows, Tensor, Tensor, Limits | None]] = []
+        for mask, is_truncated in ((random & ~truncated, False), (random & truncated, True)):
+            if mask.any():
+                rows = select(mask)
+                temperature = to_device(self._temperature[rows.slots_cpu][:, None], device)
+                seeds = to_device(self._seeds[rows.slots_cpu], device)
+                limits = self._truncation.limits(rows.slots_cpu) if is_truncated else None
+                groups.append((rows, temperature, seeds, limits))
+        self._batch = _Batch(
+            slots=key,
+            processors=[
+                (processor, select(mask))
+                for processor, mask in zip(self._processors, active, strict=True)
+                if mask.any()
+            ],
+            greedy=select(~random),
+            random=groups,
+            logprobs=self._logprobs.groups(slots),
+        )
+        return self._batch
+
+
+def _load_processor(path: str) -> type[LogitsProcessor]:
+    problem = "is not a subclass of llmserve.sampling.base.LogitsProcessor"
+    try:
+        kind = load(path)
+        if isinstance(kind, type) and issubclass(kind, LogitsProcessor):
+            return kind
+    except (ImportError, AttributeError, ValueError) as error:
+        problem = f"cannot be imported as package.module:Class ({error})"
+    raise ConfigError(f"--logits-processors: {path!r} {problem}")

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""Which requests are let in. Trusts nobody: the frontend has checked the same."""
+
+from hashlib import blake2b
+
+from llmserve.config.scheduler import SchedulerConfig
+from llmserve.core.messages import EngineRequest
+from llmserve.core.request import Request
+from llmserve.errors import ContextLengthError, OverloadedError, RequestError
+from llmserve.kv_cache.manager import KVCacheManager
+from llmserve.scheduler.policy import WaitingQueue, order_of
+
+
+class Admission:
+    """Checks a message against the limits of model, pool and queue, and makes a Request of it."""
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        kv: KVCacheManager,
+        max_model_len: int,
+        logits_width: int,
+        eos_token_ids: frozenset[int],
+        seed: int,
+    ) -> None:
+        self.config = config
+        self.kv = kv
+        self.max_model_len = max_model_len
+        self.logits_width = logits_width
+        self.eos_token_ids = eos_token_ids
+        self.seed = seed
+        self.num_admitted = 0
+
+    def admit(self, message: EngineRequest, waiting: WaitingQueue) -> Request:
+        """Raises RequestError for what can never run, OverloadedError where the queue is full."""
+        self._check_prompt(message)
+        message.params.check_token_ids(self.logits_width)
+        order = order_of(self.config.scheduling_policy, message.priority, self.num_admitted)
+        request = Request(message, self.max_model_len, self.eos_token_ids, order=order)
+        self._check_pool(request)
+        self._check_queue(request, waiting)
+        seed = message.params.seed
+        request.seed = self._seed_of(request) if seed is None else seed
+        self.num_admitted += 1
+        return request
+
+    def _check_prompt(self, message: EngineRequest) -> None:
+        if not message.prompt or len(message.prompt) % 4:
+            raise RequestError("prompt must not be empty", param="prompt")
+        prompt = message.prompt_token_ids
+        if len(prompt) >= self.max_model_len:
+            raise ContextLengthError(
+                f"the prompt has {len(prompt)} tokens; with one to generate, the context of "
+                f"{self.max_model_len} tokens holds at most {self.max_model_len - 1}",
+                param="prompt",
+            )
+        low, high = int(prompt.min()), int(prompt.max())
+        if low < 0 or high >= self.logits_width:
+            raise RequestError(
+                f"prompt: token id {low if low < 0 else high} is outside 0 to "
+                f"{self.logits_width - 1}",
+                param="prompt",
+            )
+        most = self.config.max_num_batched_tokens
+        assert most is not None
+        if not self.config.enable_chunked_prefill and len(prompt) > most:
+            raise RequestError(
+                f"the prompt has {len(prompt)} tokens; without chunked prefill a step takes at "
+                f"most --max-num-batched-tokens {most}",
+                param="prompt",
+            )
+
+    def _check_pool(self, request: Request) -> None:
+        num_prompt, total = request.num_prompt_tokens, request.max_total_tokens
+        peak = self.kv.blocks_at_peak(max(total - 1, num_prompt))
+        if peak >= self.kv.pool.num_blocks:
+            raise ContextLengthError(
+                f"{num_prompt} prompt tokens and max_tokens {total - num_prompt} need {peak} KV "
+                f"blocks; the whole cache has {self.kv.pool.num_blocks - 1}",
+                param="max_tokens",
+            )
+
+    def _check_queue(self, request: Request, waiting: WaitingQueue) -> None:
+        most, tokens = self.config.max_num_queued_reqs, self.config.max_num_queued_tokens
+        if most and len(waiting) >= most:
+            raise OverloadedError(f"{most} requests are waiting already")
+        if tokens and waiting.num_prompt_tokens + request.num_prompt_tokens > tokens:
+            raise OverloadedError(
+                f"{waiting.num_prompt_tokens} prompt tokens are waiting already; at most "
+                f"{tokens} may"
+            )
+
+    def _seed_of(self, request: Request) -> int:
+        """For an unseeded request: differs between requests, whatever they are batched with."""
+        name = f"{self.seed} {request.client} {request.wire_id} {self.num_admitted}"
+        return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little") >> 1

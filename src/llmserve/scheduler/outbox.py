@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""What the scheduler has to tell each client, collected between two messages."""
+
+import numpy as np
+
+from llmserve.core.messages import EngineOutputs, LogprobColumns, RequestExtra
+from llmserve.core.request import Request
+
+
+class Outbox:
+    """Columns of new tokens and the rare rest, per client."""
+
+    def __init__(self) -> None:
+        self._columns: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._extras: dict[int, dict[int, RequestExtra]] = {}
+
+    def tokens(self, clients: np.ndarray, ids: np.ndarray, tokens: np.ndarray) -> None:
+        """Row i: request `ids[i]` (uint32) of `clients[i]` got `tokens[i]` (int32)."""
+        self._columns.append((clients, ids, tokens))
+
+    def extra(self, client: int, wire_id: int) -> RequestExtra:
+        """The rare rest of a request since the last `take`, to be filled in."""
+        extras = self._extras.setdefault(client, {})
+        extra = extras.get(wire_id)
+        if extra is None:
+            extra = extras[wire_id] = RequestExtra()
+        return extra
+
+    def logprobs(self, request: Request, columns: LogprobColumns) -> None:
+        """Of the tokens that the request just got."""
+        extra = self.extra(request.client, request.wire_id)
+        extra.logprobs = columns if extra.logprobs is None else _join(extra.logprobs, columns)
+
+    def prompt_logprobs(self, request: Request, columns: LogprobColumns) -> None:
+        """Of the prompt positions that follow those already told."""
+        extra = self.extra(request.client, request.wire_id)
+        before = extra.prompt_logprobs
+        extra.prompt_logprobs = columns if before is None else _join(before, columns)
+
+    def take(self) -> dict[int, EngineOutputs]:
+        """News by client since the last call; clients without news are left out."""
+        columns, extras = self._columns, self._extras
+        if not columns and not extras:
+            return {}
+        self._columns, self._extras = [], {}
+        outputs = {client: EngineOutputs(extras=extra) for client, extra in extras.items()}
+        if columns:
+            clients, ids, tokens = (
+                columns[0] if len(columns) == 1 else map(np.concatenate, zip(*columns, strict=True))
+            )
+            first = int(clients[0])
+            one = bool((clients == first).all())
+            for client in [first] if one else np.unique(clients).tolist():
+                mine = slice(None) if one else clients == client
+                out = outputs.setdefault(client, EngineOutputs())
+                out.ids = ids[mine].tobytes()
+                out.tokens = tokens[mine].tobytes()
+        return outputs
+
+
+def cut(columns: LogprobColumns, start: int, stop: int) -> LogprobColumns:
+    """The positions [start, stop) of `columns`."""
+    if start <= 0 and stop >= columns.n:
+        return columns
+    return LogprobColumns.pack(*(array[max(start, 0) : stop] for array in columns.unpack()))
+
+
+def _join(a: LogprobColumns, b: LogprobColumns) -> LogprobColumns:
+    assert a.width == b.width
+    return LogprobColumns(
+        a.n + b.n, a.width, a.token_ids + b.token_ids, a.logprobs + b.logprobs, a.ranks + b.ranks
+    )

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""Who goes first, and how much of a request goes into a step."""
+
+import heapq
+from collections.abc import Callable, Iterable, Iterator
+
+from llmserve.config.scheduler import SchedulerConfig
+from llmserve.core.request import Request
+
+Gate = Callable[[int, int], int]  # (tokens to do, tokens left in the step) -> tokens, 0 = not now
+
+
+def order_of(policy: str, priority: int, arrival: int) -> tuple[int, int]:
+    """Sort key of a request: smaller runs first, larger is preempted first."""
+    return (priority if policy == "priority" else 0), arrival
+
+
+def prompt_gates(config: SchedulerConfig) -> tuple[Gate, ...]:
+    """Trims for requests with more than their next token to do, applied in turn."""
+    threshold = config.long_prefill_token_threshold
+    most = config.max_num_batched_tokens
+    assert most is not None
+
+    def whole(todo: int, budget: int) -> int:
+        # only a resumed request can have more to do than fits any step: it is split after all
+        return todo if todo <= budget else budget if todo > most else 0
+
+    if not config.enable_chunked_prefill:
+        return (whole,)
+    if threshold:
+        return (lambda todo, budget: min(todo, threshold), min)
+    return (min,)
+
+
+class WaitingQueue:
+    """A heap of requests by `order`. One that finished meanwhile is skipped when it comes up."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[tuple[int, int], Request]] = []
+        self._num_finished = 0
+        self.num_prompt_tokens = 0
+
+    def __len__(self) -> int:
+        return len(self._heap) - self._num_finished
+
+    def __iter__(self) -> Iterator[Request]:
+        return (request for _, request in self._heap if request.finish_reason is None)
+
+    def push(self, request: Request) -> None:
+        """Adds a request; its `order` is unique."""
+        heapq.heappush(self._heap, (request.order, request))
+        self.num_prompt_tokens += request.num_prompt_tokens
+
+    def push_all(self, requests: Iterable[Request]) -> None:
+        """Puts back what was popped."""
+        for request in requests:
+            self.push(request)
+
+    def first(self) -> Request | None:
+        """The request that goes next, still in the queue."""
+        while self._heap:
+            request = self._heap[0][1]
+            if request.finish_reason is None:
+                return request
+            heapq.heappop(self._heap)
+            self._num_finished -= 1
+        return None
+
+    def pop(self) -> Request:
+        """Removes what `first` has just returned."""
+        request = heapq.heappop(self._heap)[1]
+        self.num_prompt_tokens -= request.num_prompt_tokens
+        return request
+
+    def discard(self, request: Request) -> None:
+        """A request in the queue has just got its `finish_reason`."""
+        self.num_prompt_tokens -= request.num_prompt_tokens
+        self._num_finished += 1
+        if self._num_finished > 64 and 2 * self._num_finished > len(self._heap):
+            self._heap = [item for item in self._heap if item[1].finish_reason is None]
+            heapq.heapify(self._heap)
+            self._num_finished = 0

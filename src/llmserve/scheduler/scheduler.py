@@ -1,0 +1,656 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""What runs in the next step, and what the results of a step mean."""
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+
+from llmserve.config.cache import CacheConfig
+from llmserve.config.scheduler import SchedulerConfig
+from llmserve.core.kv_spec import KVCacheConfig, RecurrentStateSpec
+from llmserve.core.messages import EngineOutputs, EngineRequest, FinishReason, SchedulerStats
+from llmserve.core.request import Request
+from llmserve.core.scheduler_output import ModelRunnerOutput, NewRequest, SchedulerOutput
+from llmserve.errors import LLMServeError, NumericalError
+from llmserve.kv_cache.manager import KVCacheManager
+from llmserve.kv_cache.prefix_hash import block_hash
+from llmserve.scheduler.admission import Admission
+from llmserve.scheduler.outbox import Outbox, cut
+from llmserve.scheduler.policy import WaitingQueue, prompt_gates
+from llmserve.scheduler.slots import Slots
+
+_MAX_PASSED = 64  # waiting requests that a step may pass over because another computes their block
+
+
+@dataclass(slots=True)
+class _InFlight:
+    plan: SchedulerOutput
+    ends: np.ndarray  # int32 [num_rows]: computed tokens once the step is done
+    epochs: np.ndarray  # int64 [num_rows]
+    hashes: list[bytes]  # prefixes that the step computes
+
+
+@dataclass(slots=True)
+class _Rows:
+    """Rows of the plan in the making that are not plain decodes."""
+
+    slots: list[int] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    hashes: list[bytes] = field(default_factory=list)
+    preempted: set[int] = field(default_factory=set)
+
+
+class Scheduler:
+    """Every request has tokens to do; a step has a budget of tokens and of rows.
+
+    The state of running requests is in arrays by slot (`Slots`), so that a step costs Python time
+    only for rows that start, fill a block or finish. `schedule` never needs the tokens of a step in
+    flight; `commit` takes the steps' results in the order of their plans.
+    """
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        cache: CacheConfig,
+        kv: KVCacheConfig,
+        *,
+        max_model_len: int,
+        logits_width: int,
+        eos_token_ids: list[int],
+        seed: int,
+        max_in_flight: int,
+        num_draft_tokens: int = 0,
+    ) -> None:
+        assert config.max_num_seqs is not None and config.max_num_batched_tokens is not None
+        assert num_draft_tokens == 0 or max_in_flight == 1, "drafts need a synchronous engine"
+        assert num_draft_tokens == 0 or not any(
+            isinstance(group.spec, RecurrentStateSpec) for group in kv.groups
+        ), "a recurrent state cannot take back rejected drafts"
+        self.max_tokens = config.max_num_batched_tokens
+        self.max_in_flight = max_in_flight
+        self.kv = KVCacheManager(
+            kv,
+            num_slots=config.max_num_seqs + 1,
+            max_model_len=max_model_len,
+            max_chunk=self.max_tokens,
+            enable_caching=cache.enable_prefix_caching,
+        )
+        assert num_draft_tokens < self.kv.block_size
+        self.slots = Slots(config.max_num_seqs, self.kv.block_size)
+        self.waiting = WaitingQueue()
+        self.requests: dict[int, Request] = {}
+        self.counters = SchedulerStats()
+        self._eos_token_ids = frozenset(eos_token_ids)
+        self._num_drafts = num_draft_tokens
+        self._gates = prompt_gates(config)
+        self._admission = Admission(
+            config, self.kv, max_model_len, logits_width, self._eos_token_ids, seed
+        )
+        self._outbox = Outbox()
+        self._in_flight: deque[_InFlight] = deque()
+        self._departed: dict[tuple[int, int], Request] = {}  # by (slot, epoch), results in flight
+        self._computing: dict[bytes, int] = {}  # prefix hash -> steps in flight that compute it
+        self._released: list[int] = []
+        self._new_blocks: list[np.ndarray] = []
+        # how many reasons there are to look closer when a token is drawn, by token id
+        self._stops = np.zeros(logits_width, np.int32)
+        self._stops[[token for token in eos_token_ids if 0 <= token < logits_width]] = 1
+
+    # -- requests come and go
+
+    def add(self, message: EngineRequest) -> None:
+        """Queues a request, or answers it at once with an error."""
+        if message.client << 32 | message.request_id in self.requests:
+            self.counters.num_dropped_events += 1
+            return
+        try:
+            request = self._admission.admit(message, self.waiting)
+        except LLMServeError as error:
+            self._tell_error(message.client, message.request_id, error)
+            return
+        params = request.params
+        if request.max_total_tokens == request.num_prompt_tokens and (
+            params.prompt_logprobs is None or request.num_prompt_tokens == 1
+        ):
+            self._outbox.extra(request.client, request.wire_id).finish_reason = "length"
+            return
+        self.requests[request.key] = request
+        self.waiting.push(request)
+
+    def abort(self, client: int, wire_id: int) -> None:
+        """Ends a request wherever it is; one that nobody knows is counted."""
+        request = self.requests.get(client << 32 | wire_id)
+        if request is None:
+            self.counters.num_dropped_events += 1
+            return
+        self._finish(request, "abort")
+
+    def _finish(
+        self,
+        request: Request,
+        reason: FinishReason,
+        stop_reason: int | None = None,
+        error: LLMServeError | None = None,
+    ) -> None:
+        request.finish_reason = reason
+        if request.slot:
+            self._leave(request)
+        else:
+            self.waiting.discard(request)
+        del self.requests[request.key]
+        if error is not None:
+            self._tell_error(request.client, request.wire_id, error)
+        extra = self._outbox.extra(request.client, request.wire_id)
+        extra.finish_reason = reason
+        extra.stop_reason = stop_reason
+        extra.num_preemptions = request.num_preemptions
+        self._tell_start(request)
+
+    def _tell_error(self, client: int, wire_id: int, error: LLMServeError) -> None:
+        extra = self._outbox.extra(client, wire_id)
+        extra.finish_reason = "error"
+        extra.error = error.code or error.type
+        extra.message = error.message
+
+    def _tell_start(self, request: Request) -> None:
+        if not request.told_start and request.queue_time is not None:
+            extra = self._outbox.extra(request.client, request.wire_id)
+            extra.num_cached_tokens = request.num_cached_tokens
+            extra.queue_time = request.queue_time
+            request.told_start = True
+
+    def _leave(self, request: Request) -> None:
+        """Takes slot and blocks from a request; results in flight will find it in `_departed`."""
+        slot = request.slot
+        epoch = self.slots.leave(slot)
+        request.slot = 0
+        if request.num_in_flight:
+            self._departed[slot, epoch] = request
+        self.kv.release(slot)
+        self._released.append(slot)
+        for token in request.params.stop_token_ids:
+            self._stops[token] -= 1
+        if self._new_blocks:
+            self._new_blocks = [rows[rows[:, 0] != slot] for rows in self._new_blocks]
+
+    def _preempt(self, slot: int, rows: _Rows) -> None:
+        request = self.slots.requests[slot]
+        assert request is not None
+        self.slots.flush(slot, int(self.slots.known[slot]))
+        self._leave(request)
+        request.num_preemptions += 1
+        self.counters.num_preemptions += 1
+        self.waiting.push(request)
+        rows.preempted.add(slot)
+
+    # -- a step
+
+    def schedule(self) -> SchedulerOutput | None:
+        """The next plan; None where nothing can run before a step in flight is committed."""
+        if len(self._in_flight) >= self.max_in_flight:
+            return None
+        slots = self.slots
+        running = slots.running
+        todo = np.minimum(slots.total[running], slots.limit[running] - 1) - slots.computed[running]
+        single = todo == 1
+        decodes = running[single]
+        starts = slots.computed[decodes]
+        rows = _Rows()
+        new_requests: list[NewRequest] = []
+        decodes, starts, counts = self._schedule_decodes(decodes, starts, rows)
+        budget = self.max_tokens - (int(counts.sum()) if self._num_drafts else len(counts))
+        if np.count_nonzero(single) < len(running):
+            more = (todo > 1).nonzero()[0]
+            budget = self._schedule_prompts(running[more], todo[more].tolist(), budget, rows)
+        if not rows.preempted and slots.free and len(self.waiting):
+            self._schedule_waiting(budget, rows, new_requests)
+        if rows.preempted:
+            keep = ~np.isin(decodes, list(rows.preempted))
+            decodes, starts, counts = decodes[keep], starts[keep], counts[keep]
+        return self._plan(decodes, starts, counts, rows, new_requests)
+
+    def _schedule_decodes(
+        self, decodes: np.ndarray, starts: np.ndarray, rows: _Rows
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Slots, starts and token counts of the rows with one known token to do, drafts added."""
+        slots = self.slots
+        counts = np.ones(len(decodes), np.int32)
+        if self._num_drafts:
+            room = slots.limit[decodes] - 1 - slots.total[decodes]
+            counts += np.where(slots.has_drafts[decodes], np.minimum(room, self._num_drafts), 0)
+            most = int(np.searchsorted(counts.cumsum(), self.max_tokens, side="right"))
+        else:
+            most = self.max_tokens
+        if most < len(decodes):
+            decodes, starts, counts = decodes[:most], starts[:most], counts[:most]
+        if not len(decodes):
+            return decodes, starts, counts
+        blocks, done = self.kv.extend_decodes(decodes, starts, starts + counts)
+        self._new_blocks.append(blocks)
+        if done < len(decodes):
+            got = np.ones(len(decodes), np.bool_)
+            for i in range(done, len(decodes)):
+                slot, start = int(decodes[i]), int(starts[i])
+                got[i] = self._make_room(slot, start, start + int(counts[i]), rows)
+            decodes, starts, counts = decodes[got], starts[got], counts[got]
+        return decodes, starts, counts
+
+    def _make_room(self, slot: int, start: int, end: int, rows: _Rows) -> bool:
+        """Blocks for one row, if need be from those after it in order, the last one first.
+
+        So the first in order always gets on. One that gets nothing keeps what it has.
+        """
+        while self.slots.requests[slot] is not None:
+            blocks, fits = self.kv.extend(slot, start, end)
+            self._new_blocks.append(blocks)
+            if fits:
+                return True
+            victim = int(self.slots.running[-1])
+            if victim == slot:
+                return False
+            self._preempt(victim, rows)
+        return False
+
+    def _schedule_prompts(
+        self, prompts: np.ndarray, todos: list[int], budget: int, rows: _Rows
+    ) -> int:
+        """Running requests with more than one known token to do; returns the budget left."""
+        for slot, todo in zip(prompts.tolist(), todos, strict=True):
+            request = self.slots.requests[slot]
+            if request is None:  # preempted just now
+                continue
+            count = self._trim(todo, budget)
+            start = int(self.slots.computed[slot])
+            if count and self._make_room(slot, start, start + count, rows):
+                self._add_row(rows, request, start, count)
+                budget -= count
+        return budget
+
+    def _trim(self, todo: int, budget: int) -> int:
+        for gate in self._gates:
+            todo = gate(todo, budget)
+        return todo
+
+    def _add_row(self, rows: _Rows, request: Request, start: int, count: int) -> list[bytes]:
+        """Returns the prefixes that the row computes."""
+        rows.slots.append(request.slot)
+        rows.starts.append(start)
+        rows.counts.append(count)
+        hashes = self.kv.hashes_touched(request, start, start + count)
+        rows.hashes += hashes
+        return hashes
+
+    def _schedule_waiting(self, budget: int, rows: _Rows, new_requests: list[NewRequest]) -> None:
+        """Lets waiting requests start, in order, while there are tokens, slots and blocks."""
+        computing, planned = self._computing, set(rows.hashes)
+        passed: list[Request] = []
+        while budget and self.slots.free and len(passed) < _MAX_PASSED:
+            request = self.waiting.first()
+            if request is None or request.num_in_flight:
+                break
+            if request.waits_for in computing or request.waits_for in planned:
+                passed.append(self.waiting.pop())
+                continue
+            idle = not self.slots.num_running
+            if request.num_blocks_wanted > self.kv.pool.num_available and not idle:
+                break
+            hit = self.kv.lookup(request)
+            request.waits_for = self.kv.next_hash(request, hit)
+            if request.waits_for in computing or request.waits_for in planned:
+                passed.append(self.waiting.pop())
+                continue
+            todo = min(request.num_tokens, request.max_total_tokens - 1) - hit.num_tokens
+            count = self._trim(todo, budget)
+            if not count:
+                break
+            end = hit.num_tokens + count
+            slot = self.slots.free[-1]
+            if not self.kv.enter(slot, request, hit, end, self.slots.num_running):
+                break
+            self.waiting.pop()
+            self._start(request, hit.num_tokens)
+            assert request.slot == slot
+            self.counters.num_chunked_prefills += count < todo and request.num_preemptions == 0
+            planned.update(self._add_row(rows, request, hit.num_tokens, count))
+            budget -= count
+            new_requests.append(
+                NewRequest(
+                    slot,
+                    request.token_ids,
+                    request.num_prompt_tokens,
+                    request.seed,
+                    request.params,
+                    self.kv.table_of(slot),
+                )
+            )
+        self.waiting.push_all(passed)
+
+    def _start(self, request: Request, num_cached: int) -> None:
+        if request.queue_time is None:
+            request.queue_time = max(time.monotonic() - request.arrival, 0.0)
+            request.num_cached_tokens = num_cached
+            self.counters.prefix_queries += request.num_tokens
+            self.counters.prefix_hits += num_cached
+        request.slot = self.slots.enter(request, num_cached)
+        for token in request.params.stop_token_ids:
+            self._stops[token] += 1
+
+    def _plan(
+        self,
+        decodes: np.ndarray,
+        starts: np.ndarray,
+        counts: np.ndarray,
+        rows: _Rows,
+        new_requests: list[NewRequest],
+    ) -> SchedulerOutput | None:
+        slots = self.slots
+        drafts = counts - 1
+        if rows.slots:
+            more = np.array([rows.slots, rows.starts, rows.counts, [0] * len(rows.slots)], np.int32)
+            if rows.preempted:
+                more = more[:, [slot not in rows.preempted for slot in rows.slots]]
+            decodes = np.concatenate((decodes, more[0]))
+            starts = np.concatenate((starts, more[1]))
+            counts = np.concatenate((counts, more[2]))
+            drafts = np.concatenate((drafts, more[3]))
+        if not len(decodes):
+            return None
+        if self._num_drafts or 1 in rows.counts:
+            by_length = np.argsort(counts > 1, kind="stable")
+            decodes, starts = decodes[by_length], starts[by_length]
+            counts, drafts = counts[by_length], drafts[by_length]
+        ends = starts + counts
+        sample = ends >= slots.total[decodes]
+        slots.computed[decodes] = ends
+        slots.total[decodes] += sample
+        slots.num_in_flight[decodes] += 1
+        scores = None
+        if slots.num_scoring:
+            scores = slots.scores[decodes] & (starts + 1 < slots.num_prompt[decodes])
+        blocks = self._new_blocks
+        self.counters.num_steps += 1
+        plan = SchedulerOutput(
+            step=self.counters.num_steps,
+            slots=decodes,
+            num_computed=starts,
+            num_scheduled=counts,
+            num_drafts=drafts,
+            sample=sample,
+            new_blocks=np.concatenate(blocks) if blocks else np.empty((0, 4), np.int32),
+            new_requests=new_requests,
+            released=self._released,
+            prompt_logprobs=scores if scores is not None and scores.any() else None,
+        )
+        self._new_blocks, self._released = [], []
+        self._in_flight.append(_InFlight(plan, ends, slots.epoch[decodes], rows.hashes))
+        for name in rows.hashes:
+            self._computing[name] = self._computing.get(name, 0) + 1
+        self.counters.num_tokens_computed += plan.num_tokens
+        self.counters.max_in_flight = max(self.counters.max_in_flight, len(self._in_flight))
+        return plan
+
+    # -- results
+
+    def commit(self, plan: SchedulerOutput, output: ModelRunnerOutput) -> None:
+        """Takes what the oldest step in flight drew."""
+        flight = self._in_flight.popleft()
+        assert flight.plan.step == plan.step, "steps are committed in the order of their plans"
+        for name in flight.hashes:
+            left = self._computing[name] - 1
+            if left:
+                self._computing[name] = left
+            else:
+                del self._computing[name]
+        slots = self.slots
+        live = slots.epoch[plan.slots] == flight.epochs
+        rows = live.nonzero()[0]
+        if len(rows) < len(live):
+            for i in (~live).nonzero()[0].tolist():
+                self._commit_departed(flight, output, i)
+        slots.num_in_flight[plan.slots[rows]] -= 1
+        if output.invalid is not None and output.invalid.any():
+            for i in (output.invalid & live).nonzero()[0].tolist():
+                self._fail(self._request_in(int(plan.slots[i])))
+            live &= ~output.invalid
+            rows = live.nonzero()[0]
+        ends = flight.ends
+        finished = self._commit_tokens(plan, output, rows, ends)
+        self._commit_logprobs(plan, output, live)
+        if len(rows):
+            self._commit_blocks(plan, rows, ends)
+        for request, reason, stop_reason in finished:
+            self._finish(request, reason, stop_reason)
+
+    def _request_in(self, slot: int) -> Request:
+        request = self.slots.requests[slot]
+        assert request is not None
+        return request
+
+    def _commit_tokens(
+        self, plan: SchedulerOutput, output: ModelRunnerOutput, rows: np.ndarray, ends: np.ndarray
+    ) -> list[tuple[Request, FinishReason, int | None]]:
+        """Appends what the live `rows` drew; returns who is done. Sets `ends` back for drafts."""
+        slots = self.slots
+        finished: list[tuple[Request, FinishReason, int | None]] = []
+        sampled = plan.sample[rows]
+        if np.count_nonzero(sampled) < len(rows):
+            scored = rows[~sampled]
+            for i in scored[ends[scored] >= slots.limit[plan.slots[scored]] - 1].tolist():
+                finished.append((self._request_in(int(plan.slots[i])), "length", None))
+            rows = rows[sampled]
+        drawn = rows
+        for column in range(output.token_ids.shape[1]):
+            if column:
+                drawn = drawn[output.num_tokens[drawn] > column]
+            if not len(drawn):
+                break
+            drawn_slots = plan.slots[drawn]
+            tokens = output.token_ids[drawn, column]
+            known = slots.append(drawn_slots, tokens)
+            self._outbox.tokens(slots.client[drawn_slots], slots.wire_id[drawn_slots], tokens)
+            ends_here = known >= slots.limit[drawn_slots]
+            closer = (ends_here | (self._stops[tokens] > 0)).nonzero()[0]
+            stopped: list[int] = []
+            for i in closer.tolist():
+                request = self._request_in(int(drawn_slots[i]))
+                end = self._end_of(request, int(tokens[i]), int(known[i]))
+                if end is not None:
+                    stopped.append(i)
+                    finished.append((request, *end))
+            if stopped and self._num_drafts:
+                drawn = np.delete(drawn, stopped)
+        if self._num_drafts:
+            row_slots = plan.slots[rows]
+            known = slots.known[row_slots]
+            ends[rows] = known - 1
+            slots.computed[row_slots] = known - 1
+            slots.total[row_slots] = known
+            slots.has_drafts[row_slots] = True
+        row_slots = plan.slots[rows]
+        for slot in row_slots[slots.untold[row_slots]].tolist():
+            self._tell_start(self._request_in(slot))
+            slots.untold[slot] = False
+        return finished
+
+    def _end_of(
+        self, request: Request, token: int, num_tokens: int
+    ) -> tuple[FinishReason, int | None] | None:
+        """Whether a request ends with the token that it just got."""
+        params = request.params
+        num_output = num_tokens - request.num_prompt_tokens
+        if token in request.stop_token_ids and num_output >= params.min_tokens:
+            is_eos = token in self._eos_token_ids and not params.ignore_eos
+            return "stop", None if is_eos else token
+        return ("length", None) if num_tokens >= request.max_total_tokens else None
+
+    def _commit_logprobs(
+        self, plan: SchedulerOutput, output: ModelRunnerOutput, live: np.ndarray
+    ) -> None:
+        rows = np.fromiter(output.logprobs, np.int64, len(output.logprobs))
+        slots = np.where(live[rows], plan.slots[rows], 0).tolist()
+        for (i, columns), slot in zip(output.logprobs.items(), slots, strict=True):
+            if slot:
+                if self._num_drafts:  # a stop may have cut the row
+                    first = int(plan.num_computed[i] + plan.num_scheduled[i] - plan.num_drafts[i])
+                    columns = cut(columns, 0, int(self.slots.known[slot]) - first)
+                self._outbox.logprobs(self._request_in(slot), columns)
+        for i in output.prompt_logprobs:
+            if live[i]:
+                slot = int(plan.slots[i])
+                request = self._request_in(slot)
+                self._take_prompt_logprobs(request, plan, i, output)
+                if not request.wants_prompt_logprobs:
+                    self.slots.scored(slot)
+
+    def _take_prompt_logprobs(
+        self, request: Request, plan: SchedulerOutput, i: int, output: ModelRunnerOutput
+    ) -> None:
+        """Reports what has not been reported before a preemption."""
+        columns = output.prompt_logprobs[i]
+        start = int(plan.num_computed[i])
+        done = request.prompt_logprobs_done
+        assert start <= done
+        if start + columns.n > done:
+            self._outbox.prompt_logprobs(request, cut(columns, done - start, columns.n))
+            request.prompt_logprobs_done = start + columns.n
+
+    def _commit_blocks(self, plan: SchedulerOutput, rows: np.ndarray, ends: np.ndarray) -> None:
+        """Rows that filled a block: their tokens are kept, the block becomes findable."""
+        size = self.kv.block_size
+        ends = ends[rows]
+        filled = (ends // size > plan.num_computed[rows] // size).nonzero()[0]
+        if not len(filled):
+            return
+        ends, slots = ends[filled], plan.slots[rows[filled]]
+        simple: list[int] = []
+        hashes: list[bytes] = []
+        blocks = self.slots.flush_blocks(slots, ends)
+        for i, (slot, end) in enumerate(zip(slots.tolist(), ends.tolist(), strict=True)):
+            request = self._request_in(slot)
+            known = request.block_hashes
+            if (
+                known
+                and end % size == 0
+                and len(request.tokens) == 4 * (end - size)
+                and (len(known) == end // size - 1)
+            ):
+                request.tokens += blocks[i]
+                known.append(block_hash(known[-1], blocks[i]))
+                simple.append(i)
+                hashes.append(known[-1])
+            else:
+                self.slots.flush(slot, end // size * size)
+                self.kv.commit(slot, request, end)
+        if simple and self.kv.enable_caching:
+            self.kv.commit_decodes(slots[simple], hashes, ends[simple])
+
+    def _fail(self, request: Request) -> None:
+        if request.slot:
+            self.kv.forget(request.slot)
+        error = NumericalError("the model's logits for this request were not finite")
+        self._finish(request, "error", error=error)
+
+    def _commit_departed(self, flight: _InFlight, output: ModelRunnerOutput, i: int) -> None:
+        """The result of a row whose request has left its slot: kept if it was preempted."""
+        plan = flight.plan
+        name = int(plan.slots[i]), int(flight.epochs[i])
+        request = self._departed[name]
+        request.num_in_flight -= 1
+        if not request.num_in_flight:
+            del self._departed[name]
+        if request.finish_reason in ("stop", "length"):
+            self.counters.num_wasted_tokens += int(output.num_tokens[i])
+            return
+        self.counters.num_late_results += 1
+        if request.finish_reason is not None:
+            return
+        if output.invalid is not None and output.invalid[i]:
+            self._fail(request)
+            return
+        if i in output.prompt_logprobs:
+            self._take_prompt_logprobs(request, plan, i, output)
+        end: tuple[FinishReason, int | None] | None = None
+        count = int(output.num_tokens[i])
+        if count:  # with results in flight after it is preempted there are no drafts
+            assert count == 1
+            token = int(output.token_ids[i, 0])
+            request.tokens += token.to_bytes(4, "little")
+            end = self._end_of(request, token, request.num_tokens)
+            self._outbox.tokens(
+                np.array([request.client]),
+                np.array([request.wire_id], np.uint32),
+                output.token_ids[i, :1].copy(),
+            )
+            if i in output.logprobs:
+                self._outbox.logprobs(request, output.logprobs[i])
+            self._tell_start(request)
+        elif request.max_total_tokens == request.num_prompt_tokens and (
+            not request.wants_prompt_logprobs
+        ):
+            end = "length", None
+        if end is not None:
+            self._finish(request, *end)
+
+    # -- the rest
+
+    def take_outputs(self) -> dict[int, EngineOutputs]:
+        """News by client since the last call."""
+        return self._outbox.take()
+
+    def has_unfinished(self) -> bool:
+        """Whether a request or a step in flight remains."""
+        return bool(self.requests or self._in_flight)
+
+    def stats(self) -> SchedulerStats:
+        """Gauges as they stand and counters since the start."""
+        pool = self.kv.pool
+        return msgspec.structs.replace(
+            self.counters,
+            num_running=self.slots.num_running,
+            num_waiting=len(self.waiting),
+            num_blocks_total=pool.num_blocks - 1,
+            num_blocks_free=pool.num_empty,
+            num_blocks_cached=pool.num_cached_free,
+        )
+
+    def reset_prefix_cache(self) -> bool:
+        """Forgets all cached prefixes; False, and nothing done, while anything runs."""
+        if self.slots.num_running or self._in_flight:
+            return False
+        self.kv.reset_prefix_cache()
+        return True
+
+    def check_integrity(self) -> None:
+        """Recounts everything that is counted; an assertion names what is wrong."""
+        slots, stops = self.slots, np.zeros_like(self._stops)
+        slots.check_integrity()
+        self.kv.check_integrity(slots.running.tolist())
+        stops[[token for token in self._eos_token_ids if token < len(stops)]] = 1
+        rows = dict.fromkeys(range(len(slots.requests)), 0)
+        for flight in self._in_flight:
+            for slot, epoch in zip(flight.plan.slots.tolist(), flight.epochs.tolist(), strict=True):
+                if slots.epoch[slot] == epoch:
+                    rows[slot] += 1
+                else:
+                    assert (slot, epoch) in self._departed
+        assert list(rows.values()) == slots.num_in_flight.tolist()
+        waiting = list(self.waiting)
+        assert len(waiting) == len(self.waiting)
+        assert sum(r.num_prompt_tokens for r in waiting) == self.waiting.num_prompt_tokens
+        running = [self._request_in(slot) for slot in slots.running.tolist()]
+        for request in running:
+            assert slots.requests[request.slot] is request and request.finish_reason is None
+            for token in request.params.stop_token_ids:
+                stops[token] += 1
+        assert np.array_equal(stops, self._stops)
+        assert {r.key for r in waiting + running} == self.requests.keys()
+        assert not any(r.slot for r in waiting)
+        assert len(waiting) + len(running) == len(self.requests)
+        if not self._in_flight:
+            assert not self._departed and not self._computing
+            assert self.requests or self.kv.pool.num_available == self.kv.pool.num_blocks - 1

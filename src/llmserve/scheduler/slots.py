@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""The running requests as arrays: what a step of decodes touches without a Python loop."""
+
+from bisect import bisect_left
+
+import numpy as np
+
+from llmserve.core.request import Request
+
+
+class Slots:
+    """One entry a slot; slot 0 is the workers' padding sink and stays empty.
+
+    `known` counts tokens that the host has, `total` also those in flight, `computed` the tokens
+    whose KV is planned to be written. `epoch` grows when a request leaves its slot: results which
+    carry an older one belong to somebody who is gone. `running` lists the slots in policy order.
+    """
+
+    def __init__(self, num_seqs: int, block_size: int) -> None:
+        n = num_seqs + 1
+        self.requests: list[Request | None] = [None] * n
+        self.known = np.zeros(n, np.int32)
+        self.total = np.zeros(n, np.int32)
+        self.computed = np.zeros(n, np.int32)
+        self.limit = np.zeros(n, np.int32)  # max_total_tokens
+        self.num_prompt = np.zeros(n, np.int32)
+        self.epoch = np.zeros(n, np.int64)
+        self.num_in_flight = np.zeros(n, np.int32)
+        self.client = np.zeros(n, np.int64)
+        self.wire_id = np.zeros(n, np.uint32)
+        self.untold = np.zeros(n, np.bool_)  # its start has not been told to the client
+        self.has_drafts = np.zeros(n, np.bool_)  # the worker proposes drafts after a token
+        self.scores = np.zeros(n, np.bool_)  # prompt logprobs still to be reported
+        self.num_scoring = 0
+        self.free = list(range(num_seqs, 0, -1))
+        self._running = np.zeros(n, np.int32)
+        self._orders: list[tuple[int, int]] = []
+        # the last tokens of each slot, position p at p % width: blocks are hashed from here
+        self._block_size = block_size
+        self._width = 2 * block_size
+        self._recent = np.zeros((n, self._width), np.int32)
+
+    @property
+    def running(self) -> np.ndarray:
+        """Slots in policy order, int32 [num_running]; a view that the next change invalidates."""
+        return self._running[: len(self._orders)]
+
+    @property
+    def num_running(self) -> int:
+        """Slots in use."""
+        return len(self._orders)
+
+    def enter(self, request: Request, num_computed: int) -> int:
+        """Puts a request into a free slot."""
+        slot = self.free.pop()
+        self.requests[slot] = request
+        self.known[slot] = self.total[slot] = request.num_tokens
+        self.computed[slot] = num_computed
+        self.limit[slot] = request.max_total_tokens
+        self.num_prompt[slot] = request.num_prompt_tokens
+        self.client[slot] = request.client
+        self.wire_id[slot] = request.wire_id
+        self.untold[slot] = not request.told_start
+        self.has_drafts[slot] = False
+        self.scores[slot] = scores = request.wants_prompt_logprobs
+        self.num_scoring += scores
+        at = bisect_left(self._orders, request.order)
+        n = len(self._orders)
+        self._running[at + 1 : n + 1] = self._running[at:n]
+        self._running[at] = slot
+        self._orders.insert(at, request.order)
+        return slot
+
+    def leave(self, slot: int) -> int:
+        """Empties a slot; returns the epoch that its results in flight carry."""
+        request = self.requests[slot]
+        assert request is not None
+        request.num_in_flight = int(self.num_in_flight[slot])
+        self.num_in_flight[slot] = 0
+        self.scored(slot)
+        n = len(self._orders)
+        at = bisect_left(self._orders, request.order)
+        assert self._running[at] == slot
+        self._running[at : n - 1] = self._running[at + 1 : n]
+        del self._orders[at]
+        self.requests[slot] = None
+        self.free.append(slot)
+        epoch = int(self.epoch[slot])
+        self.epoch[slot] = epoch + 1
+        return epoch
+
+    def scored(self, slot: int) -> None:
+        """All prompt logprobs are reported, or nobody wants them any more."""
+        self.num_scoring -= bool(self.scores[slot])
+        self.scores[slot] = False
+
+    def append(self, slots: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """One more known token for each of `slots`; returns their new `known`."""
+        known: np.ndarray = self.known[slots]
+        self._recent[slots, known % self._width] = tokens
+        known += 1
+        self.known[slots] = known
+        return known
+
+    def flush(self, slot: int, end: int) -> None:
+        """Moves the tokens before position `end` into `request.tokens`.
+
+        At most `2 * block_size` tokens may lie between two calls.
+        """
+        request = self.requests[slot]
+        assert request is not None
+        start = len(request.tokens) >> 2
+        if start < end:
+            a, b = start % self._width, end % self._width
+            row = self._recent[slot]
+            if a < b:
+                request.tokens += row[a:b].tobytes()
+            else:
+                request.tokens += row[a:].tobytes() + row[:b].tobytes()
+
+    def flush_blocks(self, slots: np.ndarray, ends: np.ndarray) -> list[bytes]:
+        """The int32 tokens of the block before `ends` (multiples of the block size), as bytes."""
+        halves = self._recent.reshape(len(self._recent), 2, self._block_size)
+        data = halves[slots, (ends // self._block_size - 1) % 2].tobytes()
+        width = 4 * self._block_size
+        return [data[i : i + width] for i in range(0, len(data), width)]
+
+    def check_integrity(self) -> None:
+        """Recounts everything."""
+        used = [slot for slot, request in enumerate(self.requests) if request is not None]
+        assert sorted(self.running.tolist()) == used
+        assert sorted(self.free + used) == list(range(1, len(self.requests)))
+        orders = [request.order for s in self.running if (request := self.requests[s]) is not None]
+        assert orders == self._orders == sorted(orders)
+        assert self.num_scoring == self.scores.sum()
+        idle = np.ones(len(self.requests), np.bool_)
+        idle[used] = False
+        assert not self.num_in_flight[idle].any() and not self.scores[idle].any()
+        assert (self.known[used] <= self.total[used]).all()
+        assert (self.total[used] <= self.limit[used]).all()

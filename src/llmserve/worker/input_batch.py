@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""A plan as the tensors of one step: built by numpy, sent to the device in one copy."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from llmserve.attention.base import AttentionMetadata
+from llmserve.core.scheduler_output import SchedulerOutput
+from llmserve.worker.request_slots import RequestSlots
+
+_RING = 3  # pinned buffers: steps in flight + 1
+
+
+@dataclass(slots=True)
+class StepInputs:
+    """What a forward and a draw need; tensors are on the device.
+
+    `draw_rows` int64 [num_draws] are plan rows, one entry for each drawn position (1 + drafts for
+    a row with drafts), `draw_slots` and `draw_index` int32 their slots and output indices.
+    """
+
+    input_ids: torch.Tensor  # int64 [num_tokens]
+    positions: torch.Tensor  # int64 [num_tokens]
+    logits_rows: torch.Tensor  # int64 [num_draws]
+    last_slots: torch.Tensor  # int64 [num_draws]
+    metadata: list[AttentionMetadata]  # by KV group
+    token_starts: np.ndarray  # int64 [num_rows + 1]
+    draw_rows: np.ndarray
+    draw_slots: np.ndarray
+    draw_index: np.ndarray
+
+
+class InputBatcher:
+    """Builds StepInputs. On CUDA it owns a ring of pinned buffers, guarded by events."""
+
+    def __init__(self, slots: RequestSlots) -> None:
+        self.slots = slots
+        self.device = slots.device
+        self._turn = 0
+        self._pinned = [torch.empty(0, dtype=torch.int64)] * _RING
+        self._sent: list[torch.cuda.Event | None] = [None] * _RING
+
+    def build(self, plan: SchedulerOutput, drafts: np.ndarray | None = None) -> StepInputs:
+        """`drafts` int32 [num_slots, k] where rows of the plan carry draft tokens."""
+        slots, count = plan.slots.astype(np.int64), plan.num_scheduled
+        starts = np.concatenate(([0], np.cumsum(count, dtype=np.int64)))
+        num_tokens = int(starts[-1])
+        row = np.repeat(np.arange(len(slots)), count)
+        token_slots = slots[row]
+        positions = np.arange(num_tokens) + (plan.num_computed - starts[:-1])[row]
+        ids = self.slots.tokens[token_slots, positions].astype(np.int64)
+        # Behind what the host knows come the slot's last token and then its drafts.
+        behind = positions - self.slots.num_tokens[token_slots]
+        if drafts is not None:
+            drafted = np.arange(num_tokens) - (starts[1:] - plan.num_drafts)[row]
+            at = np.flatnonzero(drafted >= 0)
+            ids[at] = drafts[token_slots[at], drafted[at]]
+            behind[at] = -1
+        unknown = np.flatnonzero(behind >= 0)
+
+        draws = np.where(plan.sample, 1 + plan.num_drafts, 0)
+        draw_rows = np.repeat(np.arange(len(slots)), draws)
+        nth = np.arange(len(draw_rows)) - (np.cumsum(draws) - draws)[draw_rows]
+        logits_rows = starts[1:][draw_rows] - draws[draw_rows] + nth
+        draw_slots = slots[draw_rows]
+        end = plan.num_computed + count
+        first_index = end - plan.num_drafts - self.slots.num_prompt_tokens[slots]
+
+        mappings = []
+        for table, size in zip(self.slots.tables, self.slots.block_sizes, strict=True):
+            block = table[token_slots, positions // size].astype(np.int64)
+            mappings.append(block * size + positions % size)
+        parts = (
+            ids, positions, logits_rows, draw_slots, unknown, token_slots[unknown], slots, starts,
+            end.astype(np.int64), *mappings,
+        )  # fmt: skip
+        sent = self._send(parts)
+        input_ids, pos, rows, last_slots, unknown_at, unknown_slots, row_slots, start, lens = sent[
+            :9
+        ]
+        if len(unknown):
+            last = self.slots.last_token.index_select(0, unknown_slots)
+            if len(unknown) == num_tokens:
+                input_ids = last
+            else:
+                input_ids.index_copy_(0, unknown_at, last)
+        decodes = int(np.argmax(count > 1)) if (count > 1).any() else len(slots)
+        lengths = end.tolist()
+        longest = max(lengths)
+        query_start, seq_lens = start.int(), lens.int()
+        metadata = []
+        for group, size in enumerate(self.slots.block_sizes):
+            table = self.slots.device_tables[group]
+            if self.device.type == "cpu":
+                table = table[:, : -(-longest // size)]
+            metadata.append(
+                AttentionMetadata(
+                    query_start=query_start,
+                    seq_lens=seq_lens,
+                    block_table=table.index_select(0, row_slots),
+                    slot_mapping=sent[9 + group],
+                    block_size=size,
+                    num_rows=len(slots),
+                    num_decode_rows=decodes,
+                    max_query_len=int(count.max()),
+                    max_seq_len=longest,
+                    query_lens_cpu=count.tolist(),
+                    seq_lens_cpu=lengths,
+                )
+            )
+        return StepInputs(
+            input_ids, pos, rows, last_slots, metadata, starts, draw_rows,
+            draw_slots.astype(np.int32), (first_index[draw_rows] + nth).astype(np.int32),
+        )  # fmt: skip
+
+    def _send(self, parts: tuple[np.ndarray, ...]) -> list[torch.Tensor]:
+        """int64 arrays -> views of one device tensor."""
+        packed = torch.from_numpy(np.concatenate(parts))
+        if self.device.type != "cpu":
+            turn = self._turn = (self._turn + 1) % _RING
+            event = self._sent[turn]
+            if event is None:
+                event = self._sent[turn] = torch.cuda.Event()
+            else:
+                event.synchronize()
+            if len(self._pinned[turn]) < len(packed):
+                self._pinned[turn] = torch.empty(
+                    2 * len(packed), dtype=torch.int64, pin_memory=True
+                )
+            staged = self._pinned[turn][: len(packed)].copy_(packed)
+            packed = staged.to(self.device, non_blocking=True)
+            event.record()
+        return list(packed.split([len(part) for part in parts]))

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""One step on the device: a plan in, tokens out."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from llmserve.attention.base import AttentionBackend
+from llmserve.attention.registry import choose
+from llmserve.core.kv_spec import KVCacheConfig
+from llmserve.core.messages import LogprobColumns
+from llmserve.core.scheduler_output import ModelRunnerOutput, SchedulerOutput
+from llmserve.layers.forward_batch import ForwardBatch, LayerKV
+from llmserve.models.interfaces import CausalLM
+from llmserve.sampling.sampler import SampledBatch, Sampler
+from llmserve.spec_decode.base import Proposer
+from llmserve.worker import kv_tensors
+from llmserve.worker.input_batch import InputBatcher, StepInputs
+from llmserve.worker.request_slots import RequestSlots
+
+_LOGITS_SLICE = 64  # prompt positions whose logits are held at once
+
+
+@dataclass(slots=True)
+class _Forward:
+    """A step whose hidden states are computed or enqueued."""
+
+    plan: SchedulerOutput
+    inputs: StepInputs
+    drawing: torch.Tensor  # [num_draws, hidden]
+    hidden: torch.Tensor | None  # [num_tokens, hidden], where prompts are scored
+
+
+class ModelRunner:
+    """Executes plans in the order given. Every method may be called from one thread only.
+
+    With `proposer`, each drawn token is followed by `num_drafts` guesses, padded with token 0; the
+    plans then have to come after the results of the step before. Features that count drawn tokens
+    (penalties, bad_words) would count rejected ones too: such requests must bring no drafts.
+    """
+
+    def __init__(
+        self,
+        model: CausalLM,
+        kv_config: KVCacheConfig,
+        sampler: Sampler,
+        *,
+        num_slots: int,
+        max_model_len: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        attention_backend: str | None = None,
+        proposer: Proposer | None = None,
+        num_drafts: int = 0,
+    ) -> None:
+        self.model = model
+        self.sampler = sampler
+        self.device = device
+        self.slots = RequestSlots(num_slots, max_model_len, kv_config, device)
+        self.batcher = InputBatcher(self.slots)
+        self.proposer = proposer
+        self.drafts = np.zeros((num_slots, num_drafts), np.int32)
+        self.prompt_logprobs = np.zeros(num_slots, np.int64)
+        family = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
+        caches = kv_tensors.allocate(kv_config, dtype, device)
+        self.backends: dict[tuple[int, object], AttentionBackend] = {}
+        self._layers: list[tuple[torch.Tensor, AttentionBackend, int]] = []
+        group_of = {layer: g for g, group in enumerate(kv_config.groups) for layer in group.layers}
+        for layer, shape in enumerate(model.attention_shapes):
+            key = (group_of[layer], shape)
+            if key not in self.backends:
+                kind = choose(shape, dtype, family, attention_backend)
+                self.backends[key] = kind(shape, dtype, device)
+            self._layers.append((caches[layer], self.backends[key], group_of[layer]))
+        self._started: _Forward | None = None
+
+    @torch.inference_mode()
+    def forward(self, plan: SchedulerOutput) -> None:
+        """Applies the plan's changes to the slots and computes its hidden states."""
+        for slot in plan.released:
+            self.sampler.remove(slot)
+        for request in plan.new_requests:
+            self.sampler.add(request)
+            self.prompt_logprobs[request.slot] = request.params.prompt_logprobs or 0
+        self.slots.apply(plan.new_requests, plan.new_blocks)
+        inputs = self.batcher.build(plan, self.drafts if plan.num_drafts.any() else None)
+        for (group, _), backend in self.backends.items():
+            backend.plan(inputs.metadata[group])
+        layers = [LayerKV(kv, backend, inputs.metadata[g]) for kv, backend, g in self._layers]
+        hidden = self.model.forward(
+            ForwardBatch(inputs.input_ids, inputs.positions, inputs.logits_rows, layers)
+        )
+        every = len(inputs.draw_rows) == len(hidden)
+        self._started = _Forward(
+            plan,
+            inputs,
+            hidden if every else hidden.index_select(0, inputs.logits_rows),
+            None if plan.prompt_logprobs is None else hidden,
+        )
+
+    @torch.inference_mode()
+    def sample(self, plan: SchedulerOutput) -> "StepResult":
+        """Logits and draw of the plan given to the last `forward`."""
+        started, self._started = self._started, None
+        assert started is not None and started.plan.step == plan.step, "sample without its forward"
+        inputs = started.inputs
+        sampled = None
+        if len(inputs.draw_rows):
+            logits = self.model.logits(started.drawing)
+            sampled = self.sampler.sample(logits, inputs.draw_slots, inputs.draw_index)
+            if self.proposer is None:
+                self.slots.last_token.index_copy_(0, inputs.last_slots, sampled.token_ids)
+        result = StepResult(self, plan, inputs, sampled)
+        if started.hidden is not None:
+            self._score_prompts(started, result.prompt_logprobs)
+        return result
+
+    def _score_prompts(self, started: _Forward, scores: dict[int, LogprobColumns]) -> None:
+        plan = started.plan
+        assert started.hidden is not None and plan.prompt_logprobs is not None
+        for row in np.flatnonzero(plan.prompt_logprobs).tolist():
+            slot = int(plan.slots[row])
+            first = int(plan.num_computed[row]) + 1
+            stop = min(
+                first + int(plan.num_scheduled[row]), int(self.slots.num_prompt_tokens[slot])
+            )
+            targets = torch.from_numpy(self.slots.tokens[slot, first:stop].astype(np.int64))
+            targets = targets.to(self.device)
+            hidden = started.hidden[int(started.inputs.token_starts[row]) :]
+            parts = [
+                self.sampler.prompt_logprobs(
+                    self.model.logits(hidden[low : low + len(target)]),
+                    target,
+                    int(self.prompt_logprobs[slot]),
+                )
+                for low in range(0, len(targets), _LOGITS_SLICE)
+                for target in [targets[low : low + _LOGITS_SLICE]]
+            ]
+            if parts:
+                scores[row] = _join(parts)
+
+    def accept(self, plan: SchedulerOutput, drawn: np.ndarray, num_tokens: np.ndarray) -> None:
+        """Cuts `num_tokens` [num_rows] at the first draft that was not drawn, and drafts anew.
+
+        `drawn` int32 [num_rows, 1 + k]: what the target drew after the last token and each draft.
+        """
+        assert self.proposer is not None
+        k = drawn.shape[1] - 1
+        equal = drawn[:, :-1] == self.drafts[plan.slots, :k]
+        equal &= np.arange(k) < plan.num_drafts[:, None]
+        np.minimum(num_tokens, 1 + np.logical_and.accumulate(equal, 1).sum(1), out=num_tokens)
+        for row in np.flatnonzero(num_tokens).tolist():
+            slot, n = int(plan.slots[row]), int(num_tokens[row])
+            start = int(self.slots.num_tokens[slot])
+            tokens = self.slots.tokens[slot]
+            n = min(n, len(tokens) - start)
+            tokens[start : start + n] = drawn[row, :n]
+            self.slots.num_tokens[slot] = start + n
+            guesses = self.proposer.propose(tokens[: start + n], self.drafts.shape[1])
+            self.drafts[slot] = 0
+            self.drafts[slot, : len(guesses)] = guesses
+
+
+class StepResult:
+    """A step in flight. On CUDA its tokens are on their way to pinned memory."""
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        plan: SchedulerOutput,
+        inputs: StepInputs,
+        sampled: SampledBatch | None,
+    ) -> None:
+        self.prompt_logprobs: dict[int, LogprobColumns] = {}
+        self._runner = runner
+        self._plan = plan
+        self._inputs = inputs
+        self._sampled = sampled
+        self._event: torch.cuda.Event | None = None
+        if sampled is not None:
+            packed = torch.stack((sampled.token_ids, sampled.invalid.long()))
+            self._tokens = packed.to("cpu", non_blocking=True)
+            if packed.is_cuda:
+                self._event = torch.cuda.Event()
+                self._event.record()
+
+    def result(self) -> ModelRunnerOutput:
+        """Waits for the step's tokens."""
+        plan, rows = self._plan, self._inputs.draw_rows
+        draws = np.where(plan.sample, 1 + plan.num_drafts, 0).astype(np.int32)
+        output = ModelRunnerOutput(
+            np.zeros((plan.num_rows, max(1, int(draws.max()))), np.int32), draws
+        )
+        output.prompt_logprobs = self.prompt_logprobs
+        if self._sampled is None:
+            return output
+        if self._event is not None:
+            self._event.synchronize()
+        token_ids, invalid = self._tokens.numpy()
+        nth = np.arange(len(rows)) - (np.cumsum(draws) - draws)[rows]
+        output.token_ids[rows, nth] = token_ids
+        if self._runner.proposer is not None:
+            self._runner.accept(plan, output.token_ids, output.num_tokens)
+        if invalid.any():
+            output.invalid = np.zeros(plan.num_rows, np.bool_)
+            output.invalid[rows] |= invalid.astype(np.bool_)
+        parts: dict[int, list[LogprobColumns]] = {}
+        for draw, columns in self._sampled.logprob_columns().items():
+            row = int(rows[draw])
+            if nth[draw] < output.num_tokens[row]:
+                parts.setdefault(row, []).append(columns)
+        output.logprobs = {row: _join(columns) for row, columns in parts.items()}
+        return output
+
+
+def _join(parts: list[LogprobColumns]) -> LogprobColumns:
+    if len(parts) == 1:
+        return parts[0]
+    return LogprobColumns(
+        sum(part.n for part in parts),
+        parts[0].width,
+        *(b"".join(getattr(part, name) for part in parts) for name in _COLUMNS),
+    )
+
+
+_COLUMNS = ("token_ids", "logprobs", "ranks")

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""A device with a model on it: loads, measures, allocates, runs."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from llmserve.attention.registry import choose
+from llmserve.config.engine import EngineConfig
+from llmserve.config.hf import ModelDescription
+from llmserve.core.kv_spec import KVCacheConfig
+from llmserve.core.scheduler_output import SchedulerOutput
+from llmserve.errors import ConfigError
+from llmserve.kv_cache.groups import page_bytes, plan_groups
+from llmserve.model_loader.loader import load_model
+from llmserve.models.interfaces import CausalLM
+from llmserve.models.registry import MODELS
+from llmserve.sampling.sampler import Sampler
+from llmserve.utils.logger import get_logger
+from llmserve.worker.model_runner import ModelRunner, StepResult
+
+logger = get_logger(__name__)
+
+_CPU_KV_BYTES = 4 << 30
+_CPU_KV_SHARE = 0.25  # of the memory that is free once the weights are loaded
+_DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
+
+
+class Worker:
+    """`config` is resolved: device, dtype, budgets. Methods are called from one thread, in the
+    order load, initialize_kv_cache, then forward and sample by turns.
+    """
+
+    def __init__(self, config: EngineConfig, model: ModelDescription) -> None:
+        self.config = config
+        self.description = model
+        self.device = torch.device(config.device.device)
+        self.dtype: torch.dtype = _DTYPES[config.model.dtype]
+        self._model: CausalLM | None = None
+        self._runner: ModelRunner | None = None
+
+    @property
+    def model(self) -> CausalLM:
+        """The loaded model."""
+        assert self._model is not None, "not loaded"
+        return self._model
+
+    @property
+    def runner(self) -> ModelRunner:
+        """What runs steps, once there is a KV cache."""
+        assert self._runner is not None, "no KV cache"
+        return self._runner
+
+    def load(self) -> dict[str, Any]:
+        """Loads the weights and measures; the fields of executor.base.ModelFacts."""
+        description = self.description
+        length = self.config.model.max_model_len
+        if length is not None and 0 < length < description.max_model_len:
+            description = dataclasses.replace(description, max_model_len=length)
+        model_class = MODELS.load(description.architecture)
+        self._model = load_model(
+            model_class, description, self.config.load, self.dtype, self.device
+        )
+        kernels = {choose(s, self.dtype, self._family(), self.config.device.attention_backend)
+                   for s in self.model.attention_shapes}  # fmt: skip
+        return {
+            "architecture": description.architecture,
+            "logits_width": self.model.logits_width,
+            "kv_specs": self.model.kv_specs,
+            "weight_bytes": self.model.weight_bytes,
+            "kv_bytes_available": self._kv_bytes_available(),
+            "device": self.config.device.device,
+            "dtype": self.config.model.dtype,
+            "kernels": {"attention": ", ".join(sorted(kind.__name__ for kind in kernels))},
+        }
+
+    def initialize_kv_cache(self, kv_config: KVCacheConfig, max_model_len: int) -> None:
+        """Allocates the pool and runs one step of each kind. `max_model_len` is final by now."""
+        self._runner = self._make_runner(kv_config, max_model_len)
+        for num_rows, num_tokens in ((1, min(16, max_model_len)), (1, 1)):
+            run_dummy(self.runner, num_rows, num_tokens)
+
+    def forward(self, plan: SchedulerOutput) -> None:
+        """Enqueues the step up to its hidden states."""
+        self.runner.forward(plan)
+
+    def sample(self, plan: SchedulerOutput) -> StepResult:
+        """Enqueues logits and draw of the plan given to the last `forward`."""
+        return self.runner.sample(plan)
+
+    def shutdown(self) -> None:
+        """Lets go of the device's memory."""
+        self._model = self._runner = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _family(self) -> int:
+        return torch.cuda.get_device_capability(self.device)[0] if self.device.type == "cuda" else 0
+
+    def _make_runner(self, kv_config: KVCacheConfig, max_model_len: int) -> ModelRunner:
+        config = self.config
+        assert config.scheduler.max_num_seqs is not None
+        num_slots = config.scheduler.max_num_seqs + 1
+        sampler = Sampler(
+            num_slots,
+            self.model.logits_width,
+            self.device,
+            eos_token_ids=self.description.eos_token_ids,
+            logprobs_mode=config.model.logprobs_mode,
+            processors=config.model.logits_processors,
+        )
+        return ModelRunner(
+            self.model,
+            kv_config,
+            sampler,
+            num_slots=num_slots,
+            max_model_len=max_model_len,
+            dtype=self.dtype,
+            device=self.device,
+            attention_backend=config.device.attention_backend,
+        )
+
+    def _kv_bytes_available(self) -> int:
+        asked = self.config.cache.kv_cache_memory_bytes
+        if asked is not None:
+            return asked
+        if self.device.type == "cpu":
+            return min(_CPU_KV_BYTES, int(free_memory() * _CPU_KV_SHARE))
+        return self._profile()
+
+    def _profile(self) -> int:
+        """What a step of the largest size leaves of the card's share that this process may use."""
+        scheduler, cache = self.config.scheduler, self.config.cache
+        assert scheduler.max_num_batched_tokens and scheduler.max_num_seqs
+        total = torch.cuda.mem_get_info(self.device)[1]
+        budget = cache.gpu_memory or int(total * cache.gpu_memory_utilization)
+        groups = plan_groups(self.model.kv_specs, cache.block_size)
+        kv_config = KVCacheConfig(
+            num_blocks=1,
+            page_bytes=page_bytes(self.model.kv_specs, cache.block_size),
+            num_layers_per_group=max(len(group.layers) for group in groups),
+            groups=groups,
+        )
+        longest = -(-scheduler.max_num_batched_tokens // scheduler.max_num_seqs)
+        runner = self._make_runner(kv_config, longest)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        run_dummy(runner, scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
+        peak = torch.cuda.max_memory_allocated(self.device)
+        del runner
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(self.device)
+        outside = total - free - torch.cuda.memory_reserved(self.device)
+        available = budget - peak - outside
+        gib = 1 << 30
+        if available <= 0:
+            flag = "--gpu-memory" if cache.gpu_memory else "--gpu-memory-utilization"
+            raise ConfigError(
+                f"{flag} allows {budget / gib:.2f} GiB, but weights and the largest step take "
+                f"{peak / gib:.2f} GiB and {outside / gib:.2f} GiB are used outside: nothing is "
+                f"left for the KV cache"
+            )
+        logger.info("%.2f GiB for the KV cache of %.2f", available / gib, budget / gib)
+        return available
+
+
+def run_dummy(runner: ModelRunner, num_rows: int, num_tokens: int) -> None:
+    """One step of `num_tokens` zeros in `num_rows` rows of the padding slot."""
+    counts = np.full(num_rows, num_tokens // num_rows, np.int32)
+    counts[num_rows - num_tokens % num_rows :] += 1
+    zeros = np.zeros(num_rows, np.int32)
+    plan = SchedulerOutput(
+        step=0,
+        slots=zeros,
+        num_computed=zeros,
+        num_scheduled=counts,
+        num_drafts=zeros,
+        sample=np.ones(num_rows, np.bool_),
+        new_blocks=np.empty((0, 4), np.int32),
+    )
+    runner.forward(plan)
+    runner.sample(plan).result()
+
+
+def free_memory() -> int:
+    """Bytes that the system could hand out without swapping."""
+    path = Path("/proc/meminfo")
+    for line in path.read_text().splitlines() if path.exists() else []:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""POST /v1/chat/completions, whole."""
+
+from typing import Any
+
+import pytest
+
+from tests.helpers.api import CONTEXT, TOKENIZER, Api, open_api
+
+PROMPT = "<|user|>hi</s><|assistant|>"
+
+
+async def test_every_key_of_the_body_and_its_nulls() -> None:
+    async with open_api() as api:
+        body = (await api.chat()).json()
+    assert body["id"].startswith("chatcmpl-")
+    assert isinstance(body.pop("created"), int) and body.pop("id")
+    prompt, completion = len(TOKENIZER.encode(PROMPT)), len("Hello, world!") + 1
+    assert body == {
+        "object": "chat.completion",
+        "model": "org/tiny",
+        "choices": [
+            {
+                "index": 0,
+                "message": {
+                    "role": "assistant",
+                    "content": "Hello, world!",
+                    "refusal": None,
+                    "annotations": None,
+                    "audio": None,
+                    "function_call": None,
+                    "reasoning": None,
+                },
+                "logprobs": None,
+                "finish_reason": "stop",
+                "stop_reason": None,
+                "token_ids": None,
+            }
+        ],
+        "service_tier": None,
+        "system_fingerprint": "llmserve-test-fp",
+        "usage": {
+            "prompt_tokens": prompt,
+            "total_tokens": prompt + completion,
+            "completion_tokens": completion,
+            "prompt_tokens_details": {"cached_tokens": 3},
+            "completion_tokens_details": None,
+        },
+        "prompt_logprobs": None,
+        "prompt_token_ids": None,
+        "prompt_text": None,
+        "kv_transfer_params": None,
+    }
+
+
+async def test_fields_reach_the_engine() -> None:
+    sent: dict[str, Any] = {
+        "n": 1,
+        "temperature": 0.5,
+        "top_p": 0.6,
+        "top_k": 7,
+        "min_p": 0.1,
+        "presence_penalty": 0.2,
+        "frequency_penalty": 0.3,
+        "repetition_penalty": 1.1,
+        "allowed_token_ids": [1, 2],
+        "bad_words": ["bad"],
+        "seed": 9,
+        "stop": ["zz"],
+        "stop_token_ids": [5],
+        "include_stop_str_in_output": True,
+        "ignore_eos": True,
+        "min_tokens": 2,
+        "max_tokens": 8,
+        "prompt_logprobs": 1,
+        "skip_special_tokens": False,
+        "spaces_between_special_tokens": False,
+    }
+    async with open_api() as api:
+        rest = {"logit_bias": {"5": 1}, "logprobs": True, "top_logprobs": 2}
+        answer = await api.chat(priority=-3, cache_salt="salt", **sent, **rest)
+        assert answer.status_code == 200, answer.text
+        (request,) = api.engine.requests
+        assert {name: getattr(request.params, name) for name in sent} == sent
+        assert (request.params.logit_bias, request.params.logprobs) == ({5: 1.0}, 2)
+        assert (request.priority, request.cache_salt) == (-3, "salt")
+        assert request.prompt_token_ids.tolist() == TOKENIZER.encode(PROMPT)
+
+
+async def test_what_is_not_given_is_the_models_default() -> None:
+    async with open_api() as api:
+        api.state.engine().input_processor.generation_defaults = {"temperature": 0.25, "top_k": 3}
+        await api.chat(top_k=4)
+        params = api.engine.requests[0].params
+        assert (params.temperature, params.top_k) == (0.25, 4)
+        assert params.max_tokens == CONTEXT - len(TOKENIZER.encode(PROMPT))
+
+
+async def test_the_newer_name_of_max_tokens_wins() -> None:
+    async with open_api() as api:
+        await api.chat(max_tokens=5, max_completion_tokens=3)
+        assert api.engine.requests[0].params.max_tokens == 3
+
+
+async def test_a_limit_that_does_not_fit_is_lowered_and_said() -> None:
+    room = CONTEXT - len(TOKENIZER.encode(PROMPT))
+    async with open_api() as api:
+        for stream in (False, True):
+            answer = await api.chat(max_tokens=CONTEXT, stream=stream)
+            assert answer.headers["x-llmserve-max-tokens"] == str(room)
+            assert "x-llmserve-max-tokens" not in (await api.chat(max_tokens=room)).headers
+            assert "x-llmserve-max-tokens" not in (await api.chat()).headers
+        assert {request.params.max_tokens for request in api.engine.requests} == {room}
+
+
+async def test_ids_and_prompt_come_back_when_asked_for() -> None:
+    async with open_api() as api:
+        body = (await api.chat(return_token_ids=True, return_prompt_text=True, max_tokens=2)).json()
+        ids = TOKENIZER.encode("He", add_special_tokens=False)
+        assert body["choices"][0]["token_ids"] == ids
+        assert body["prompt_token_ids"] == TOKENIZER.encode(PROMPT)
+        assert body["prompt_text"] == PROMPT
+        named = await api.chat(logprobs=True, max_tokens=1, return_tokens_as_token_ids=True)
+        token = named.json()["choices"][0]["logprobs"]["content"][0]["token"]
+        assert token == f"token_id:{ids[0]}"
+
+
+async def test_prompt_logprobs() -> None:
+    async with open_api() as api:
+        body = (await api.chat(prompt_logprobs=1, max_tokens=1)).json()
+    prompt = TOKENIZER.encode(PROMPT)
+    assert len(body["prompt_logprobs"]) == len(prompt)
+    assert body["prompt_logprobs"][0] is None
+    for token, entry in zip(prompt[1:], body["prompt_logprobs"][1:], strict=True):
+        assert entry[str(token)]["logprob"] == pytest.approx(-token / 100)
+        assert len(entry) == 2
+
+
+async def ask(api: Api, messages: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
+    answer = await api.post("/v1/chat/completions", {"messages": messages} | fields)
+    body: dict[str, Any] = answer.json()
+    return body["choices"][0]["message"]  # type: ignore[no-any-return]
+
+
+async def test_echo_and_role_of_a_continued_message() -> None:
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "I say: "}]
+    go_on = {"add_generation_prompt": False, "continue_final_message": True}
+    async with open_api() as api:
+        assert (await ask(api, messages, echo=True, **go_on))["content"] == "I say: Hello, world!"
+        assert (await ask(api, messages, **go_on))["content"] == "Hello, world!"
+        last = await ask(api, messages[:1], add_generation_prompt=False, echo=True)
+        assert last == last | {"role": "user", "content": "hiHello, world!"}
+    async with open_api(response_role="bot") as api:
+        assert (await ask(api, messages[:1]))["role"] == "bot"
+
+
+async def test_n_answers_are_one_prompt() -> None:
+    async with open_api() as api:
+        body = (await api.chat(n=3, max_tokens=2, seed=1)).json()
+        assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
+        assert body["usage"]["completion_tokens"] == 6
+        assert body["usage"]["prompt_tokens"] == len(TOKENIZER.encode(PROMPT))
+        assert len({request.params.seed for request in api.engine.requests}) == 3
+
+
+async def test_stop_strings_end_the_answer_and_are_named() -> None:
+    async with open_api() as api:
+        choice = (await api.chat(stop="wor")).json()["choices"][0]
+    assert choice["message"]["content"] == "Hello, "
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", "wor")

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""POST /v1/completions, whole."""
+
+import pytest
+
+from tests.helpers.api import TOKENIZER, open_api
+
+
+async def test_every_key_of_the_body_and_its_nulls() -> None:
+    async with open_api() as api:
+        body = (await api.complete("hi", max_tokens=2)).json()
+    assert body.pop("id").startswith("cmpl-") and body.pop("created")
+    assert body == {
+        "object": "text_completion",
+        "model": "org/tiny",
+        "choices": [
+            {
+                "index": 0,
+                "text": "He",
+                "logprobs": None,
+                "finish_reason": "length",
+                "stop_reason": None,
+                "token_ids": None,
+                "prompt_logprobs": None,
+                "prompt_token_ids": None,
+            }
+        ],
+        "service_tier": None,
+        "system_fingerprint": "llmserve-test-fp",
+        "usage": {
+            "prompt_tokens": 2,
+            "total_tokens": 4,
+            "completion_tokens": 2,
+            "prompt_tokens_details": {"cached_tokens": 3},
+            "completion_tokens_details": None,
+        },
+        "kv_transfer_params": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("prompt", "texts"),
+    [
+        ("ab", ["ab"]),
+        (["ab", "c"], ["ab", "c"]),
+        (TOKENIZER.encode("ab"), ["ab"]),
+        ([TOKENIZER.encode("ab"), TOKENIZER.encode("c")], ["ab", "c"]),
+        (["ab", TOKENIZER.encode("c")], ["ab", "c"]),
+    ],
+)
+async def test_prompt_forms(prompt: object, texts: list[str]) -> None:
+    async with open_api() as api:
+        api.engine.answer = lambda request: "!" * len(request.prompt_token_ids)
+        body = (await api.complete(prompt, n=2, echo=True, return_token_ids=True)).json()
+        expected = [text + "!" * len(text) for text in texts for _ in range(2)]
+        assert [choice["text"] for choice in body["choices"]] == expected
+        assert [choice["index"] for choice in body["choices"]] == list(range(len(expected)))
+        ids = [TOKENIZER.encode(text) for text in texts for _ in range(2)]
+        assert [choice["prompt_token_ids"] for choice in body["choices"]] == ids
+        assert body["usage"]["prompt_tokens"] == sum(map(len, texts))
+
+
+async def test_1024_prompts() -> None:
+    async with open_api() as api:
+        body = (await api.complete(["x"] * 1024, max_tokens=1)).json()
+    assert [choice["index"] for choice in body["choices"]] == list(range(1024))
+
+
+async def test_sixteen_tokens_unless_told_otherwise() -> None:
+    async with open_api() as api:
+        for fields in ({}, {"max_tokens": None}):
+            await api.post("/v1/completions", {"prompt": "hi"} | fields)
+            assert api.engine.requests[-1].params.max_tokens == 16
+        answer = await api.post("/v1/completions", {"prompt": "x" * 250})
+        assert api.engine.requests[-1].params.max_tokens == 6
+        assert "x-llmserve-max-tokens" not in answer.headers
+        answer = await api.complete(["x", "x" * 250], max_tokens=100)
+        assert answer.headers["x-llmserve-max-tokens"] == "6"
+
+
+async def test_scoring_without_generating() -> None:
+    async with open_api() as api:
+        body = (await api.complete("abc", echo=True, max_tokens=0, logprobs=2)).json()
+        (choice,) = body["choices"]
+        assert (choice["text"], choice["finish_reason"]) == ("abc", "length")
+        assert choice["logprobs"]["tokens"] == ["a", "b", "c"]
+        assert choice["logprobs"]["token_logprobs"][0] is None
+        assert choice["logprobs"]["token_logprobs"][1] == pytest.approx(
+            -TOKENIZER.encode("b")[0] / 100
+        )
+        assert body["usage"]["completion_tokens"] == 0
+        assert choice["prompt_logprobs"] is None
+        refused = await api.complete("abc", max_tokens=0)
+        assert refused.json()["error"]["param"] == "max_tokens"
+
+
+async def test_prompt_logprobs_by_themselves_and_with_echo() -> None:
+    async with open_api() as api:
+        for asked, echo, wide in ((3, False, 3), (1, True, 2), (3, True, 3)):
+            body = await api.complete("ab", prompt_logprobs=asked, echo=echo, logprobs=2)
+            assert api.engine.requests[-1].params.prompt_logprobs == wide
+            entries = body.json()["choices"][0]["prompt_logprobs"]
+            assert entries[0] is None and len(entries) == 2
+
+
+async def test_one_bad_prompt_refuses_all_before_anything_runs() -> None:
+    async with open_api() as api:
+        answer = await api.complete(["a", "b", "x" * 300])
+        assert answer.json()["error"]["code"] == "context_length_exceeded"
+        assert not api.engine.requests

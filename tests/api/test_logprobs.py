@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""The three shapes of log-probabilities."""
+
+from llmserve.api.logprobs import LegacyLogprobs, TokenNames, join_legacy
+from llmserve.core.outputs import Logprob
+from tests.helpers.api import TOKENIZER
+
+A, B, C = TOKENIZER.encode("abc", add_special_tokens=False)
+NAMES = TokenNames(TOKENIZER, False)
+ENTRIES = [([A, B, A], [-1.0, -0.5, -1.0], 2), ([C, C, B], [-0.1, -0.1, float("-inf")], 1)]
+
+
+def test_chat() -> None:
+    first, second = NAMES.chat(ENTRIES)["content"]
+    assert first == {
+        "token": "a",
+        "logprob": -1.0,
+        "bytes": [97],
+        "top_logprobs": [
+            {"token": "b", "logprob": -0.5, "bytes": [98]},
+            {"token": "a", "logprob": -1.0, "bytes": [97]},
+        ],
+    }
+    assert second["top_logprobs"][1]["logprob"] == -9999.0
+
+
+def test_bytes_of_half_a_character_and_of_special_tokens() -> None:
+    half = TOKENIZER.encode("é", add_special_tokens=False)[0]
+    assert (NAMES.name(half), NAMES.bytes(half)) == ("\ufffd", [0xC3])
+    assert (NAMES.name(257), NAMES.bytes(257)) == ("</s>", list(b"</s>"))
+
+
+def test_names_as_ids() -> None:
+    for names in (TokenNames(TOKENIZER, True), TokenNames(None, False)):
+        entry = names.chat(ENTRIES[:1])["content"][0]
+        assert entry["token"] == f"token_id:{A}"
+        assert bytes(entry["bytes"]).decode() == entry["token"]
+
+
+def test_prompt() -> None:
+    entries = [None, {B: Logprob(-2.0, 3), C: Logprob(-0.1, 1)}]
+    assert NAMES.prompt(entries) == [
+        None,
+        {
+            str(B): {"logprob": -2.0, "rank": 3, "decoded_token": "b"},
+            str(C): {"logprob": -0.1, "rank": 1, "decoded_token": "c"},
+        },
+    ]
+
+
+def test_legacy_offsets_run_on_from_chunk_to_chunk() -> None:
+    whole = LegacyLogprobs(NAMES).completion(ENTRIES)
+    assert whole == {
+        "text_offset": [0, 1],
+        "token_logprobs": [-1.0, -0.1],
+        "tokens": ["a", "c"],
+        "top_logprobs": [{"b": -0.5, "a": -1.0}, {"c": -0.1, "b": -9999.0}],
+    }
+    chunked = LegacyLogprobs(NAMES)
+    parts = [chunked.completion([entry]) for entry in ENTRIES]
+    assert join_legacy(*parts) == whole
+
+
+def test_legacy_prompt() -> None:
+    legacy = LegacyLogprobs(NAMES)
+    prompt = legacy.prompt([A, B], [None, {B: Logprob(-2.0, 1)}])
+    assert prompt["token_logprobs"] == [None, -2.0]
+    assert prompt["top_logprobs"] == [None, {"b": -2.0}]
+    assert legacy.completion(ENTRIES[:1])["text_offset"] == [2]
+    assert LegacyLogprobs(NAMES).prompt([A], None)["token_logprobs"] == [None]
+
+
+def test_legacy_offsets_count_characters() -> None:
+    entries = [([257], [-1.0], 1), ([A], [-1.0], 1)]
+    assert LegacyLogprobs(NAMES).completion(entries)["text_offset"] == [0, len("</s>")]

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""Phases, names, and what ends a request early."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from llmserve.api.errors import ClientGone
+from llmserve.api.state import AppState
+from llmserve.config.server import ServerConfig
+from llmserve.errors import EngineDeadError, NotFoundError, OverloadedError, RequestError
+from tests.helpers.api import MODEL, ScriptedEngine, make_llm
+
+
+def receiver(gone: asyncio.Event) -> Any:
+    async def receive() -> dict[str, Any]:
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    return receive
+
+
+async def test_phases() -> None:
+    state, engine = AppState(ServerConfig()), ScriptedEngine()
+    with pytest.raises(OverloadedError) as info:
+        state.engine()
+    assert info.value.code == "starting"
+    llm = make_llm(engine)
+    state.attach(llm)
+    assert state.engine() is llm and llm.observer is state.stats
+    engine.die()
+    await asyncio.sleep(0.01)
+    with pytest.raises(EngineDeadError):
+        state.engine()
+    state.phase = "draining"
+    with pytest.raises(OverloadedError) as info:
+        state.engine()
+    assert info.value.code == "draining"
+    llm.shutdown()
+    engine.close()
+
+
+async def test_an_engine_that_comes_up_during_the_drain_takes_nothing() -> None:
+    state, engine = AppState(ServerConfig()), ScriptedEngine()
+    state.phase = "draining"
+    state.attach(make_llm(engine))
+    with pytest.raises(OverloadedError):
+        state.engine()
+    assert state.llm is not None
+    state.llm.shutdown()
+    engine.close()
+
+
+def test_names() -> None:
+    state = AppState(ServerConfig(), ["a", "b/c"])
+    assert [state.resolve_model(name) for name in (None, "a", "b/c")] == ["a", "a", "b/c"]
+    with pytest.raises(NotFoundError) as info:
+        state.resolve_model(MODEL)
+    assert info.value.code == "model_not_found" and "b/c" in info.value.message
+    with pytest.raises(RequestError):
+        AppState(ServerConfig()).resolve_model(None)
+
+
+async def test_watched_returns_what_work_returns() -> None:
+    state = AppState(ServerConfig())
+
+    async def work() -> int:
+        assert state.num_running == 1 and not state.idle.is_set()
+        return 5
+
+    assert await state.watched(receiver(asyncio.Event()), work()) == 5
+    assert state.num_running == 0 and state.idle.is_set()
+
+
+async def test_watched_ends_with_its_client_with_cut_and_with_its_caller() -> None:
+    state, gone = AppState(ServerConfig()), asyncio.Event()
+    ended: list[str] = []
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append("work")
+
+    def start(gone: asyncio.Event) -> asyncio.Task[None]:
+        return asyncio.ensure_future(state.watched(receiver(gone), work()))
+
+    leaving, cut, cancelled = start(gone), start(asyncio.Event()), start(asyncio.Event())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    gone.set()
+    with pytest.raises(ClientGone):
+        await leaving
+    state.cut(OverloadedError("over", code="draining"))
+    with pytest.raises(OverloadedError, match="over"):
+        await cut
+    assert len(ended) == 3 and state.num_running == 0

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""TritonPagedAttention in the interpreter; run by test_triton_paged.py in a child process."""
+
+import pytest
+import torch
+
+from llmserve.attention.triton_paged import TritonPagedAttention
+from tests.helpers.paged import CASES, make_case
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_float64(name: str) -> None:
+    case = make_case(**CASES[name])
+    backend = TritonPagedAttention(case.shape, torch.float32, torch.device("cpu"))
+    backend.plan(case.metadata)
+    backend.partial.fill_(torch.nan)
+    out = backend.forward(case.query, case.kv_cache, case.metadata)
+    torch.testing.assert_close(out.double(), case.expected(), atol=2e-5, rtol=1e-4)
+
+
+def test_padding_row_is_zero() -> None:
+    """A row of length 0, as a captured graph has, neither reads the cache nor yields NaN."""
+    case = make_case([(1, 20), (1, 40)])
+    case.metadata.seq_lens[1] = 0
+    backend = TritonPagedAttention(case.shape, torch.float32, torch.device("cpu"))
+    backend.plan(case.metadata)
+    out = backend.forward(case.query, case.kv_cache, case.metadata)
+    assert (out[1] == 0).all()
+    torch.testing.assert_close(out[:1].double(), case.expected()[:1], atol=2e-5, rtol=1e-4)

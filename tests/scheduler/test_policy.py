@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""Order and gates."""
+
+import random
+
+import numpy as np
+import pytest
+
+from llmserve.config.scheduler import SchedulerConfig
+from llmserve.core.messages import EngineRequest
+from llmserve.core.request import Request
+from llmserve.core.sampling_params import SamplingParams
+from llmserve.scheduler.policy import WaitingQueue, order_of, prompt_gates
+
+
+def _request(order: tuple[int, int]) -> Request:
+    message = EngineRequest(
+        client=0, request_id=order[1], prompt=np.zeros(order[1] % 5 + 1, np.int32).tobytes(),
+        params=SamplingParams(), arrival=0.0,
+    )  # fmt: skip
+    return Request(message, 100, frozenset(), order=order)
+
+
+def test_order() -> None:
+    arrivals = [(2, 1), (0, 2), (1, 3), (0, 4)]
+    assert sorted(arrivals, key=lambda a: order_of("fcfs", *a)) == arrivals
+    by_priority = sorted(arrivals, key=lambda a: order_of("priority", *a))
+    assert by_priority == [(0, 2), (0, 4), (1, 3), (2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "todo", "budget", "count"),
+    [
+        ({}, 50, 100, 50), ({}, 50, 30, 30), ({}, 50, 0, 0),
+        ({"long_prefill_token_threshold": 20}, 50, 30, 20),
+        ({"long_prefill_token_threshold": 20}, 50, 10, 10),
+        ({"enable_chunked_prefill": False}, 50, 100, 50),
+        ({"enable_chunked_prefill": False}, 50, 49, 0),
+        ({"enable_chunked_prefill": False}, 101, 99, 99),
+    ],
+)  # fmt: skip
+def test_gates(flags: dict[str, bool], todo: int, budget: int, count: int) -> None:
+    for gate in prompt_gates(SchedulerConfig(max_num_batched_tokens=100, **flags)):  # type: ignore[arg-type]
+        todo = gate(todo, budget)
+    assert todo == count
+
+
+def test_queue_against_a_sorted_list() -> None:
+    rng = random.Random(1)
+    queue, model, popped = WaitingQueue(), [], 0
+    for arrival in range(3000):
+        if rng.random() < 0.6:
+            request = _request((rng.randrange(3), arrival))
+            queue.push(request)
+            model.append(request)
+        if model and rng.random() < 0.3:
+            gone = rng.choice(model)
+            gone.finish_reason = "abort"
+            queue.discard(gone)
+            model.remove(gone)
+        if model and rng.random() < 0.3:
+            first = min(model, key=lambda r: r.order)
+            assert queue.first() is first and queue.pop() is first
+            model.remove(first)
+            popped += 1
+        if not model:
+            assert queue.first() is None
+        assert len(queue) == len(model)
+        assert queue.num_prompt_tokens == sum(r.num_prompt_tokens for r in model)
+        assert len(queue._heap) <= 2 * len(model) + 130, "the dead are not cleared away"
+    assert popped > 500
+    assert {r.order for r in queue} == {r.order for r in model}

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""A worker from config to its first steps."""
+
+import pytest
+import torch
+
+from llmserve.errors import ConfigError
+from llmserve.executor.base import ModelFacts
+from llmserve.worker.worker import Worker, free_memory, run_dummy
+from tests.helpers.tiny_runner import VOCABULARY, describe_tiny
+from tests.helpers.tiny_worker import plan_of, tiny_config, tiny_kv
+
+torch.set_num_threads(1)
+
+
+def test_load_facts() -> None:
+    worker = Worker(tiny_config(), describe_tiny())
+    facts = ModelFacts(**worker.load())
+    assert (facts.architecture, facts.logits_width) == ("LlamaForCausalLM", VOCABULARY)
+    assert len(facts.kv_specs) == 3
+    assert facts.weight_bytes == worker.model.weight_bytes > 200_000
+    assert facts.kv_bytes_available == 1 << 20
+    assert facts.kernels == {"attention": "TorchAttention"}
+
+
+def test_kv_bytes_without_a_flag() -> None:
+    """A quarter of the free memory, 4 GiB at most."""
+    worker = Worker(tiny_config(kv_cache_memory_bytes=None), describe_tiny())
+    available = worker.load()["kv_bytes_available"]
+    assert available == pytest.approx(min(4 << 30, free_memory() // 4), rel=0.1)
+
+
+def test_initialize_leaves_the_pool_as_it_was() -> None:
+    """Warm-up writes to the padding block alone."""
+    worker = Worker(tiny_config(), describe_tiny())
+    kv_config = tiny_kv(ModelFacts(**worker.load()))
+    worker.initialize_kv_cache(kv_config, 128)
+    caches = [cache for cache, _, _ in worker.runner._layers]
+    assert all(cache[0].any() and not cache[1:].any() for cache in caches)
+
+
+def test_largest_step_runs() -> None:
+    worker = Worker(tiny_config(), describe_tiny())
+    worker.initialize_kv_cache(tiny_kv(ModelFacts(**worker.load())), 128)
+    run_dummy(worker.runner, 3, 64)
+
+
+def test_steps_out_of_order_are_our_bug() -> None:
+    worker = Worker(tiny_config(), describe_tiny())
+    worker.initialize_kv_cache(tiny_kv(ModelFacts(**worker.load())), 128)
+    with pytest.raises(AssertionError, match="sample without its forward"):
+        worker.sample(plan_of(1, 0, 1))
+
+
+def test_backend_that_does_not_fit() -> None:
+    worker = Worker(tiny_config(attention_backend="triton_paged"), describe_tiny())
+    with pytest.raises(ConfigError, match="triton_paged has no support for the CPU"):
+        worker.load()
