@@ -24,11 +24,9 @@ from llmserve.errors import ConfigError
 from llmserve.models.common import DecoderConfig, Fields
 from llmserve.models.registry import MODELS
 from llmserve.worker.device import DeviceInfo, detect
-from llmserve.worker.worker import free_memory
+from llmserve.worker.worker import cpu_kv_bytes, free_memory
 
 _DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-_CPU_KV_BYTES = 4 << 30  # worker/worker.py takes the same
-_CPU_KV_SHARE = 0.25
 
 
 def read(config: EngineConfig) -> tuple[ModelDescription, int]:
@@ -110,8 +108,7 @@ def kv_bytes_available(cache: CacheConfig, device: DeviceInfo, weight_bytes: int
     if cache.kv_cache_memory_bytes is not None:
         return cache.kv_cache_memory_bytes
     if device.kind == "cpu":
-        free = free_memory() - weight_bytes
-        return min(_CPU_KV_BYTES, int(free * _CPU_KV_SHARE))
+        return cpu_kv_bytes(free_memory() - weight_bytes)
     budget = cache.gpu_memory or int(device.memory_bytes * cache.gpu_memory_utilization)
     return budget - weight_bytes
 

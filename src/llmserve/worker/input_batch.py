@@ -118,19 +118,24 @@ class InputBatcher:
 
     def _send(self, parts: tuple[np.ndarray, ...]) -> list[torch.Tensor]:
         """int64 arrays -> views of one device tensor."""
-        packed = torch.from_numpy(np.concatenate(parts))
+        packed = np.concatenate(parts)
+        sent = torch.from_numpy(packed)
         if self.device.type != "cpu":
-            turn = self._turn = (self._turn + 1) % _RING
-            event = self._sent[turn]
-            if event is None:
-                event = self._sent[turn] = torch.cuda.Event()
-            else:
-                event.synchronize()
-            if len(self._pinned[turn]) < len(packed):
-                self._pinned[turn] = torch.empty(
-                    2 * len(packed), dtype=torch.int64, pin_memory=True
-                )
-            staged = self._pinned[turn][: len(packed)].copy_(packed)
-            packed = staged.to(self.device, non_blocking=True)
-            event.record()
-        return list(packed.split([len(part) for part in parts]))
+            sent = torch.empty(packed.size, dtype=torch.int64, device=self.device)
+            self.send_to(sent, packed)
+        return list(sent.split([len(part) for part in parts]))
+
+    def send_to(self, target: torch.Tensor, packed: np.ndarray) -> None:
+        """Starts the copy of int64 `packed` to the device; waits for none but an old one."""
+        turn = self._turn = (self._turn + 1) % _RING
+        event = self._sent[turn]
+        if event is None:
+            event = self._sent[turn] = torch.cuda.Event()
+        else:
+            event.synchronize()
+        if len(self._pinned[turn]) < packed.size:
+            self._pinned[turn] = torch.empty(2 * packed.size, dtype=torch.int64, pin_memory=True)
+        staged = self._pinned[turn][: packed.size]
+        staged.numpy()[:] = packed
+        target.copy_(staged, non_blocking=True)
+        event.record()

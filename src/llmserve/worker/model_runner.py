@@ -17,6 +17,7 @@ from llmserve.models.interfaces import CausalLM
 from llmserve.sampling.sampler import SampledBatch, Sampler
 from llmserve.spec_decode.base import Proposer
 from llmserve.worker import kv_tensors
+from llmserve.worker.cuda_graph import DecodeGraphs
 from llmserve.worker.input_batch import InputBatcher, StepInputs
 from llmserve.worker.request_slots import RequestSlots
 
@@ -75,6 +76,8 @@ class ModelRunner:
                 self.backends[key] = kind(shape, dtype, device)
             self._layers.append((caches[layer], self.backends[key], group_of[layer]))
         self._started: _Forward | None = None
+        self.max_model_len = max_model_len
+        self.graphs: DecodeGraphs | None = None
 
     @torch.inference_mode()
     def forward(self, plan: SchedulerOutput) -> None:
@@ -85,13 +88,11 @@ class ModelRunner:
             self.sampler.add(request)
             self.prompt_logprobs[request.slot] = request.params.prompt_logprobs or 0
         self.slots.apply(plan.new_requests, plan.new_blocks)
-        inputs = self.batcher.build(plan, self.drafts if plan.num_drafts.any() else None)
-        for (group, _), backend in self.backends.items():
-            backend.plan(inputs.metadata[group])
-        layers = [LayerKV(kv, backend, inputs.metadata[g]) for kv, backend, g in self._layers]
-        hidden = self.model.forward(
-            ForwardBatch(inputs.input_ids, inputs.positions, inputs.logits_rows, layers)
-        )
+        if self.graphs is not None and self.graphs.fits(plan):
+            inputs, hidden = self.graphs.replay(plan)
+        else:
+            inputs = self.batcher.build(plan, self.drafts if plan.num_drafts.any() else None)
+            hidden = self._hidden(inputs)
         every = len(inputs.draw_rows) == len(hidden)
         self._started = _Forward(
             plan,
@@ -99,6 +100,22 @@ class ModelRunner:
             hidden if every else hidden.index_select(0, inputs.logits_rows),
             None if plan.prompt_logprobs is None else hidden,
         )
+
+    def _hidden(self, inputs: StepInputs) -> torch.Tensor:
+        """[num_tokens, hidden]"""
+        for (group, _), backend in self.backends.items():
+            backend.plan(inputs.metadata[group])
+        layers = [LayerKV(kv, backend, inputs.metadata[g]) for kv, backend, g in self._layers]
+        return self.model.forward(
+            ForwardBatch(inputs.input_ids, inputs.positions, inputs.logits_rows, layers)
+        )
+
+    @torch.inference_mode()
+    def capture(self, sizes: list[int]) -> None:
+        """Decode steps of up to `sizes[-1]` rows are replayed from CUDA graphs from now on."""
+        capable = all(b.capabilities.graph != "none" for b in self.backends.values())
+        if capable:
+            self.graphs = DecodeGraphs(self.batcher, sizes, self.max_model_len, self._hidden)
 
     @torch.inference_mode()
     def sample(self, plan: SchedulerOutput) -> "StepResult":
@@ -180,9 +197,10 @@ class StepResult:
         self._sampled = sampled
         self._event: torch.cuda.Event | None = None
         if sampled is not None:
-            packed = torch.stack((sampled.token_ids, sampled.invalid.long()))
-            self._tokens = packed.to("cpu", non_blocking=True)
-            if packed.is_cuda:
+            self._tokens = torch.stack((sampled.token_ids, sampled.invalid.long()))
+            if self._tokens.is_cuda:
+                pinned = torch.empty(self._tokens.shape, dtype=torch.int64, pin_memory=True)
+                self._tokens = pinned.copy_(self._tokens, non_blocking=True)
                 self._event = torch.cuda.Event()
                 self._event.record()
 

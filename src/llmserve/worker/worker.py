@@ -4,6 +4,7 @@
 
 import dataclasses
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from llmserve.models.interfaces import CausalLM
 from llmserve.models.registry import MODELS
 from llmserve.sampling.sampler import Sampler
 from llmserve.utils.logger import get_logger
+from llmserve.worker.cuda_graph import capture_sizes
 from llmserve.worker.model_runner import ModelRunner, StepResult
 
 logger = get_logger(__name__)
@@ -84,6 +86,17 @@ class Worker:
         self._runner = self._make_runner(kv_config, max_model_len)
         for num_rows, num_tokens in ((1, min(16, max_model_len)), (1, 1)):
             run_dummy(self.runner, num_rows, num_tokens)
+        if self.device.type == "cuda" and not self.config.device.enforce_eager:
+            assert self.config.scheduler.max_num_seqs is not None
+            began, free = time.monotonic(), torch.cuda.mem_get_info(self.device)[0]
+            sizes = capture_sizes(self.config.scheduler.max_num_seqs)
+            self.runner.capture(sizes)
+            logger.info(
+                "captured decode graphs for up to %d rows in %.1f s, %.2f GiB",
+                sizes[-1],
+                time.monotonic() - began,
+                (free - torch.cuda.mem_get_info(self.device)[0]) / 2**30,
+            )
 
     def forward(self, plan: SchedulerOutput) -> None:
         """Enqueues the step up to its hidden states."""
@@ -130,7 +143,7 @@ class Worker:
         if asked is not None:
             return asked
         if self.device.type == "cpu":
-            return min(_CPU_KV_BYTES, int(free_memory() * _CPU_KV_SHARE))
+            return cpu_kv_bytes(free_memory())
         return self._profile()
 
     def _profile(self) -> int:
@@ -184,6 +197,11 @@ def run_dummy(runner: ModelRunner, num_rows: int, num_tokens: int) -> None:
     )
     runner.forward(plan)
     runner.sample(plan).result()
+
+
+def cpu_kv_bytes(free: int) -> int:
+    """The KV cache's size on a CPU with `free` bytes of memory once the weights are loaded."""
+    return min(_CPU_KV_BYTES, int(free * _CPU_KV_SHARE))
 
 
 def free_memory() -> int:
