@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from llmserve.kernels.gumbel import row_keys
 from llmserve.sampling import draw as draw_module
 from llmserve.sampling.base import SamplerContext
-from llmserve.sampling.gumbel import row_keys
 from llmserve.sampling.truncation import Limits, Truncation
 from tests.helpers.sampling import new_request
 
@@ -57,7 +57,7 @@ def test_all_levels_of_the_prefix_are_used(monkeypatch: pytest.MonkeyPatch) -> N
 def test_rows_in_chunks_equal_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, temperature, keys, _ = _inputs()
     alone = draw_module.draw_wide(logits, temperature, keys, None)
-    monkeypatch.setitem(draw_module._CHUNK, "cpu", 7 * WIDTH)
+    monkeypatch.setattr(draw_module, "_CHUNK", 7 * WIDTH)
     assert torch.equal(
         draw_module.draw_wide(logits, temperature, keys, None).token_ids, alone.token_ids
     )

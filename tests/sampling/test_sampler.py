@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from llmserve import envs
 from llmserve.core.scheduler_output import NewRequest
 from llmserve.sampling import penalties as penalties_module
 from llmserve.sampling.sampler import Sampler
+from tests.helpers.paged import interpret
 from tests.helpers.sampling import (
     EOS,
     new_request,
@@ -201,6 +203,52 @@ def test_rows_without_finite_logits_touch_no_other(greedy: bool) -> None:
         assert drawn.invalid.nonzero().flatten().tolist() == bad
         for row, token in enumerate(drawn.token_ids.tolist()):
             assert token == (0 if row in bad else expected[row])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("params", [{}, {"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}])
+def test_a_bad_row_of_a_wide_vocabulary_is_invalid(params: dict[str, Any], bad: float) -> None:
+    width = 1500
+    sampler = new_sampler(4, width)
+    for slot in (1, 2):
+        sampler.add(new_request(slot, [0], **params))
+    logits = np.random.default_rng().normal(size=(2, width)).astype(np.float32)
+    healthy = sample(sampler, logits, [1, 2], [0, 0])
+    logits[0, slice(None) if bad == -math.inf else 1400] = bad
+    assert sample(sampler, logits, [1, 2], [0, 0]) == [-1, healthy[1]]
+
+
+def test_a_batch_larger_than_the_slots_draws_each_row() -> None:
+    # Drafts: rows of one slot with one output index each
+    sampler = new_sampler(3, WIDTH)
+    sampler.add(new_request(1, [0], top_k=20))
+    logits = _logits(np.random.default_rng(), 7)
+    alone = [sample(sampler, logits[i : i + 1], [1], [i])[0] for i in range(7)]
+    assert sample(sampler, logits, [1] * 7, list(range(7))) == alone
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0.7}, {"top_k": 6, "temperature": 0.7}])
+def test_processed_logprobs_are_of_what_was_drawn_from(params: dict[str, Any]) -> None:
+    sampler = new_sampler(3, WIDTH, logprobs_mode="processed_logprobs")
+    sampler.add(new_request(2, [0], logprobs=9, **params))
+    logits = _logits(np.random.default_rng(), 1)
+    drawn = sampler.sample(
+        torch.from_numpy(logits.copy()), np.array([2], np.int32), np.zeros(1, np.int32)
+    )
+    ids, values, _ = drawn.logprob_columns()[0].unpack()
+    x = logits[0].astype(np.float64) / 0.7
+    x[~reference_kept(x, new_request(2, [0], **params).params)] = -math.inf
+    expected = x - np.log(np.exp(x).sum())
+    np.testing.assert_allclose(np.ravel(values), expected[np.ravel(ids)], atol=1e-4)
+
+
+if not envs.TRITON_INTERPRET:
+
+    def test_the_kernels_draw_the_same() -> None:
+        names = ("texts", "finite", "forbids", "padding", "bad_", "larger", "processed", "replaces")
+        interpret(
+            "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", " or ".join(names), __file__
+        )
 
 
 def test_a_request_that_forbids_every_token_is_invalid_and_alone_in_it() -> None:

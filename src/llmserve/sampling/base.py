@@ -156,3 +156,9 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     if device.type == "cpu":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def send(target: Tensor, array: np.ndarray) -> None:
+    """Into `target`, enqueued without waiting; on the CPU `array` is read at once."""
+    source = torch.from_numpy(array)
+    target.copy_(source if target.device.type == "cpu" else source.pin_memory(), non_blocking=True)

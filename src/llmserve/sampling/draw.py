@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
-"""The draw: argmax of logit / temperature + Gumbel noise over the kept tokens.
+"""The draw on a CPU: argmax of logit / temperature + Gumbel noise over the kept tokens.
 
 The paths take the same token, because noise and kept set know nothing of the path:
-    wide     noise for every token; without truncation, and for anything on a GPU
-    prefix   the CPU's, with truncation: noise for the largest 64, 1,024 or 8,192 values, where
-             these hold all kept tokens; else wide, with a sort
+    wide     noise for every token; without truncation
+    prefix   with truncation: noise for the largest 64, 1,024 or 8,192 values, where these hold all
+             kept tokens; else wide, with a sort
     whole    a prefix of a vocabulary no larger than that
+    kernel   a GPU's: kernels/draw.py
 Equal scores go to the lowest token id.
 """
 
@@ -16,12 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from llmserve.sampling.gumbel import gumbel
+from llmserve.kernels.gumbel import gumbel
 from llmserve.sampling.truncation import Limits, prefix_lowest, wide_lowest
 
 _PREFIXES = (64, 1024, 8192)
-# Tokens x rows whose noise is made at a time, 8 bytes each: what a CPU's cache and a GPU's hold
-_CHUNK = {"cpu": 1 << 16, "cuda": 1 << 22}
+_CHUNK = 1 << 16  # tokens x rows whose noise is made at a time, 8 bytes each: fits the cache
 
 
 class Draw(NamedTuple):
@@ -38,16 +38,16 @@ def draw(logits: Tensor, temperature: Tensor, keys: Tensor, limits: Limits | Non
     `temperature` float32 [m, 1] > 0; `keys` int64 [m] of `gumbel.row_keys`; `limits` None: all
     tokens are kept.
     """
-    if limits is not None and logits.device.type == "cpu":
-        return _draw_prefix(logits, temperature, keys, limits, _PREFIXES)
-    return draw_wide(logits, temperature, keys, limits)
+    if limits is None:
+        return draw_wide(logits, temperature, keys, limits)
+    return _draw_prefix(logits, temperature, keys, limits, _PREFIXES)
 
 
 def draw_wide(logits: Tensor, temperature: Tensor, keys: Tensor, limits: Limits | None) -> Draw:
-    """`draw` by way of whole rows; nothing waits for the device."""
+    """`draw` by way of whole rows."""
     num_rows, width = logits.shape
     ids = torch.arange(width, device=logits.device)
-    chunk = max(1, _CHUNK[logits.device.type] // width)
+    chunk = max(1, _CHUNK // width)
     parts = []
     for start in range(0, num_rows, chunk):
         rows = slice(start, start + chunk)

@@ -13,11 +13,13 @@ from torch import Tensor
 from llmserve.core.messages import LogprobColumns
 from llmserve.core.scheduler_output import NewRequest
 from llmserve.errors import ConfigError
+from llmserve.kernels.draw import Drawn, draw_rows
+from llmserve.kernels.gumbel import row_keys
+from llmserve.kernels.triton_jit import use_triton
 from llmserve.sampling.allowed_tokens import AllowedTokens
 from llmserve.sampling.bad_words import BadWords
-from llmserve.sampling.base import LogitsProcessor, Rows, SamplerContext, to_device
-from llmserve.sampling.draw import Draw, draw
-from llmserve.sampling.gumbel import row_keys
+from llmserve.sampling.base import LogitsProcessor, Rows, SamplerContext, send, to_device
+from llmserve.sampling.draw import draw
 from llmserve.sampling.logit_bias import LogitBias
 from llmserve.sampling.logprobs import HostColumns, Logprobs, columns
 from llmserve.sampling.min_tokens import MinTokens
@@ -26,7 +28,7 @@ from llmserve.sampling.truncation import Limits, Truncation
 from llmserve.utils.registry import load
 
 # In vLLM's order. Own processors come after all of these: they have the last word on the logits.
-# Temperature, min_p, top_k and top_p follow in draw.py: they need no logits rewritten.
+# Temperature, min_p, top_k and top_p belong to the draw: they need no logits rewritten.
 PIPELINE: list[type[LogitsProcessor]] = [
     AllowedTokens,  # overwrites whole rows with -inf: first, while there is nothing to lose
     BadWords,  # only forbids, as the next: their order among each other is free,
@@ -63,10 +65,26 @@ class _Batch:
 
     slots: bytes
     processors: list[tuple[LogitsProcessor, Rows]]
+    logprobs: list[tuple[Rows, int]]
+    draw: "_KernelDraw | _TorchDraw"
+
+
+@dataclass(slots=True)
+class _KernelDraw:
+    """All rows in one or two launches."""
+
+    slots: Tensor  # int64 [n]
+    random: bool
+    truncated: bool
+
+
+@dataclass(slots=True)
+class _TorchDraw:
+    """Rows by what they ask for."""
+
     greedy: Rows
     # rows, temperature [m, 1], seeds [m], limits
     random: list[tuple[Rows, Tensor, Tensor, Limits | None]]
-    logprobs: list[tuple[Rows, int]]
 
 
 class Sampler:
@@ -98,6 +116,12 @@ class Sampler:
         self._temperature = np.zeros(num_slots, np.float32)
         self._seeds = np.zeros(num_slots, np.int64)
         self._batch: _Batch | None = None
+        # On the device, at addresses that stay. Requests that come are sent when a batch has them
+        self._device_params = torch.zeros(num_slots, 4, device=device)
+        self._device_seeds = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self._arrived = torch.zeros(num_slots, dtype=torch.int32, device=device)
+        self._is_sent = True
+        self._has_kernel = use_triton(self._arrived)
 
     def add(self, request: NewRequest) -> None:
         """A request enters `request.slot`, new or resumed after preemption; sets all its state."""
@@ -109,6 +133,7 @@ class Sampler:
         self._logprobs.add(slot, request)
         self._temperature[slot] = max(temperature, MIN_TEMPERATURE) if temperature else 0.0
         self._seeds[slot] = request.seed
+        self._is_sent = False
 
     def remove(self, slot: int) -> None:
         """The request in `slot` has gone; the slot may be used again."""
@@ -125,13 +150,10 @@ class Sampler:
         logits hold NaN or +inf or are all -inf, or if its parameters forbid every token.
         """
         batch = self._batch_of(slots)
-        if not (batch.processors or batch.random or batch.logprobs):
-            best = logits.max(1)
-            invalid = best.values.isfinite().logical_not_()
-            return SampledBatch(best.indices.masked_fill_(invalid, 0), invalid, [])
         logits = logits.contiguous()
         output_index = output_index.astype(np.int64)
-        invalid = logits.amax(1).isfinite().logical_not_()
+        # Without processors, the draw sees the same logits and finds as much
+        bad = logits.amax(1).isfinite().logical_not_() if batch.processors else None
         logprobs = []
         if self._raw_logprobs:
             logprobs = [rows.of(logits).log_softmax(1) for rows, _ in batch.logprobs]
@@ -142,13 +164,14 @@ class Sampler:
             processor.apply(part, rows)
             rows.put(logits, part)
 
-        drawn = self._draw(logits, batch, output_index)
-        invalid |= drawn.score.isfinite().logical_not_()
-        token_ids = drawn.token_ids.masked_fill(invalid, 0)
+        token_ids, invalid, lowest = self._draw(logits, batch.draw, output_index)
+        if bad is not None:
+            invalid |= bad
+            token_ids.masked_fill_(invalid, 0)
         for processor, rows in batch.processors:
             processor.update(rows, rows.of(token_ids))
         if not self._raw_logprobs:
-            logprobs = [self._processed(logits, rows, drawn.lowest) for rows, _ in batch.logprobs]
+            logprobs = [self._processed(logits, rows, lowest) for rows, _ in batch.logprobs]
         host = [
             (rows, columns(values, rows.of(token_ids), k))
             for (rows, k), values in zip(batch.logprobs, logprobs, strict=True)
@@ -162,35 +185,29 @@ class Sampler:
         """
         return self._logprobs.prompt(logits.float(), targets, k)
 
-    def _draw(self, logits: Tensor, batch: _Batch, output_index: np.ndarray) -> Draw:
-        groups = []
-        if len(batch.greedy):
-            best = batch.greedy.of(logits).max(1)
-            lowest = torch.full_like(best.values, -math.inf)[:, None]
-            groups.append((batch.greedy, Draw(best.indices, best.values, lowest)))
-        for rows, temperature, seeds, limits in batch.random:
-            index = to_device(output_index[rows.index_cpu], logits.device)
-            drawn = draw(rows.of(logits), temperature, row_keys(seeds, index), limits)
-            groups.append((rows, drawn))
-        if len(groups) == 1:
-            return groups[0][1]
+    def _draw(
+        self, logits: Tensor, draws: _KernelDraw | _TorchDraw, output_index: np.ndarray
+    ) -> Drawn:
+        if isinstance(draws, _TorchDraw):
+            return _draw_groups(logits, draws, output_index)
         n = len(logits)
-        merged = Draw(
-            torch.empty(n, dtype=torch.int64, device=logits.device),
-            torch.empty(n, device=logits.device),
-            torch.empty(n, 1, device=logits.device),
-        )
-        for rows, drawn in groups:
-            for whole, part in zip(merged, drawn, strict=True):
-                rows.put(whole, part)
-        return merged
+        arrived = self._arrived
+        if n > len(arrived):  # drafts: several rows of a slot
+            arrived = torch.zeros(n, dtype=torch.int32, device=logits.device)
+        index = to_device(output_index, logits.device) if draws.random else draws.slots
+        return draw_rows(
+            logits, draws.slots, self._device_params, self._device_seeds, index, arrived,
+            random=draws.random, truncated=draws.truncated,
+        )  # fmt: skip
 
-    def _processed(self, logits: Tensor, rows: Rows, lowest: Tensor) -> Tensor:
+    def _processed(self, logits: Tensor, rows: Rows, lowest: Tensor | None) -> Tensor:
         # The distribution that was drawn from; a greedy row's is that of temperature 1
         temperature = self._temperature[rows.slots_cpu]
         temperature = np.where(temperature == 0, np.float32(1), temperature)[:, None]
         x = rows.of(logits) / to_device(temperature, logits.device)
-        return x.masked_fill_(x < rows.of(lowest), -math.inf).log_softmax(1)
+        if lowest is not None:
+            x.masked_fill_(x < rows.of(lowest), -math.inf)
+        return x.log_softmax(1)
 
     def _batch_of(self, slots: np.ndarray) -> _Batch:
         key = slots.tobytes()
@@ -203,29 +220,54 @@ class Sampler:
             index = np.flatnonzero(mask)
             return Rows(index, slots[index], device)
 
-        active = self._active[:, slots]
         random = self._temperature[slots] > 0
-        truncated = self._truncation.active[slots]
-        groups: list[tuple[Rows, Tensor, Tensor, Limits | None]] = []
-        for mask, is_truncated in ((random & ~truncated, False), (random & truncated, True)):
-            if mask.any():
-                rows = select(mask)
-                temperature = to_device(self._temperature[rows.slots_cpu][:, None], device)
-                seeds = to_device(self._seeds[rows.slots_cpu], device)
-                limits = self._truncation.limits(rows.slots_cpu) if is_truncated else None
-                groups.append((rows, temperature, seeds, limits))
+        truncated = random & self._truncation.active[slots]
+        draws: _KernelDraw | _TorchDraw
+        if self._has_kernel:
+            if not self._is_sent:
+                send(self._device_params, self._truncation.table(self._temperature))
+                send(self._device_seeds, self._seeds)
+                self._is_sent = True
+            draws = _KernelDraw(to_device(slots, device), bool(random.any()), bool(truncated.any()))
+        else:
+            groups: list[tuple[Rows, Tensor, Tensor, Limits | None]] = []
+            for mask, is_truncated in ((random & ~truncated, False), (truncated, True)):
+                if mask.any():
+                    rows = select(mask)
+                    temperature = to_device(self._temperature[rows.slots_cpu][:, None], device)
+                    seeds = to_device(self._seeds[rows.slots_cpu], device)
+                    limits = self._truncation.limits(rows.slots_cpu) if is_truncated else None
+                    groups.append((rows, temperature, seeds, limits))
+            draws = _TorchDraw(select(~random), groups)
         self._batch = _Batch(
             slots=key,
             processors=[
                 (processor, select(mask))
-                for processor, mask in zip(self._processors, active, strict=True)
+                for processor, mask in zip(self._processors, self._active[:, slots], strict=True)
                 if mask.any()
             ],
-            greedy=select(~random),
-            random=groups,
             logprobs=self._logprobs.groups(slots),
+            draw=draws,
         )
         return self._batch
+
+
+def _draw_groups(logits: Tensor, draws: _TorchDraw, output_index: np.ndarray) -> Drawn:
+    n = len(logits)
+    token_ids = torch.zeros(n, dtype=torch.int64)
+    score = torch.zeros(n)
+    lowest = torch.full((n, 1), -math.inf)
+    if len(draws.greedy):
+        best = draws.greedy.of(logits).max(1)
+        draws.greedy.put(token_ids, best.indices)
+        draws.greedy.put(score, best.values)
+    for rows, temperature, seeds, limits in draws.random:
+        index = torch.from_numpy(output_index[rows.index_cpu])
+        drawn = draw(rows.of(logits), temperature, row_keys(seeds, index), limits)
+        for whole, part in zip((token_ids, score, lowest), drawn, strict=True):
+            rows.put(whole, part)
+    invalid = score.isfinite().logical_not_()
+    return token_ids.masked_fill_(invalid, 0), invalid, lowest
 
 
 def _load_processor(path: str) -> type[LogitsProcessor]:

@@ -63,6 +63,11 @@ class Truncation:
         self._top_p[slot] = params.top_p
         self.active[slot] = params.min_p > 0 or self._top_k[slot] < width or self._top_p[slot] < 1
 
+    def table(self, temperature: np.ndarray) -> np.ndarray:
+        """The `params` of kernels/draw.py, float32 [num_slots, 4]; `temperature` [num_slots]."""
+        columns = (temperature, self._log_min_p, self._top_k, self._top_p)
+        return np.stack([column.astype(np.float32) for column in columns], 1)
+
     def limits(self, slots: np.ndarray) -> Limits:
         """For the rows of `slots`."""
         log_min_p, top_k, top_p = self._log_min_p[slots], self._top_k[slots], self._top_p[slots]

@@ -5,7 +5,10 @@ import math
 import pytest
 import torch
 
-from llmserve.sampling.gumbel import gumbel, random_bits, row_keys
+from llmserve import envs
+from llmserve.kernels.gumbel import gumbel, gumbel_triton, random_bits, row_key_triton, row_keys
+from llmserve.kernels.triton_jit import tl, triton
+from tests.helpers.paged import run_interpreted
 from tests.helpers.sampling import reference_gumbel
 
 
@@ -55,10 +58,34 @@ def test_noise_is_finite_at_both_ends_and_exact_in_the_winning_tail(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bits = torch.tensor([0, 1, 2, 1000, 2**31, 2**32 - 1])
-    monkeypatch.setattr("llmserve.sampling.gumbel.random_bits", lambda keys, ids: ids)
+    monkeypatch.setattr("llmserve.kernels.gumbel.random_bits", lambda keys, ids: ids)
     noise = gumbel(torch.tensor(0), bits)
     expected = [-math.log(-math.log1p(-(b + 0.5) * 2.0**-32)) for b in bits[:-1].tolist()]
     torch.testing.assert_close(
         noise[:-1].double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-6
     )
     assert -3.2 < noise[-1] < -2.7
+
+
+@triton.jit
+def _noise_kernel(seeds, index, out, SIZE: tl.constexpr):
+    row = tl.program_id(0)
+    key = row_key_triton(tl.load(seeds + row), tl.load(index + row))
+    token = tl.arange(0, SIZE)
+    tl.store(out + row * SIZE + token, gumbel_triton(key, token))
+
+
+if envs.TRITON_INTERPRET:
+
+    def test_triton_equals_torch() -> None:
+        seeds = torch.tensor([0, -1, 2**63 - 1, -(2**63), *torch.randint(2**62, (4,)).tolist()])
+        index = torch.randint(10**6, (8,))
+        out = torch.empty(8, 1 << 14)
+        _noise_kernel[(8,)](seeds, index, out, SIZE=1 << 14)
+        expected = gumbel(row_keys(seeds, index)[:, None], torch.arange(1 << 14))
+        torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
+
+else:
+
+    def test_interpreted() -> None:
+        run_interpreted(__file__)
