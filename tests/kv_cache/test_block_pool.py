@@ -17,7 +17,7 @@ class _Naive:
         self.ref = dict.fromkeys(range(1, num_blocks), 0)
         self.empty = set(self.ref)
         self.lru: list[int] = []
-        self.key: dict[int, bytes] = {}
+        self.key: dict[int, tuple[bytes, int]] = {}  # name and group
 
     def allocated(self, blocks: list[int]) -> int:
         """Checks that `blocks` may be given out; returns how many were evicted."""
@@ -30,6 +30,12 @@ class _Naive:
             self.ref[block] = 1
             self.key.pop(block, None)
         return len(blocks) - num_empty
+
+    def insert(self, names: list[bytes], groups: list[int], blocks: list[list[int]]) -> None:
+        for name, row in zip(names, blocks, strict=True):
+            for group, block in zip(groups, row, strict=True):
+                if block and block not in self.key and (name, group) not in self.key.values():
+                    self.key[block] = name, group
 
     def touch(self, blocks: list[int]) -> None:
         for block in blocks:
@@ -51,8 +57,8 @@ class _Naive:
 def test_against_lists(seed: int) -> None:
     rng = random.Random(seed)
     n = rng.choice((6, 20, 50))
-    pool, naive = BlockPool(n), _Naive(n)
-    evicted = hits = revived = 0
+    pool, naive = BlockPool(n, 3), _Naive(n)
+    evicted = hits = revived = twice = 0
     held: list[int] = []  # a block as often as it has references
     for step in range(3000):
         what = rng.random()
@@ -79,14 +85,21 @@ def test_against_lists(seed: int) -> None:
                 naive.ref[block] = 1
                 naive.release([block])
         elif what < 0.85 and held:
-            block = rng.choice(held)
-            key = str(rng.randrange(30)).encode()
-            pool.insert([key], [block])
-            if block not in naive.key and key not in naive.key.values():
-                naive.key[block] = key
+            count, groups = rng.choice((1, 1, 4)), rng.choice(([0], [1, 2], [2, 0]))
+            names = [str(rng.randrange(30)).encode() for _ in range(count)]
+            room = count * len(groups)
+            part = rng.sample(sorted(set(held)), min(room, len(set(held))))
+            part += [0] * (room - len(part))
+            rng.shuffle(part)
+            rows = [part[i : i + len(groups)] for i in range(0, room, len(groups))]
+            pool.insert(names, np.array(groups), np.array(rows))
+            naive.insert(names, groups, rows)
+            twice += len(set(names)) < count
         elif what < 0.95 and naive.key:
             found = rng.sample(sorted(naive.key), rng.randint(1, len(naive.key)))
-            assert [pool.index[naive.key[b]] for b in found] == found
+            for block in found:
+                name, group = naive.key[block]
+                assert pool.find(name)[group] == block
             hits += len(found)
             revived += sum(naive.ref[b] == 0 for b in found)
             pool.touch(np.array(found, np.int32))
@@ -98,10 +111,15 @@ def test_against_lists(seed: int) -> None:
             naive.key.pop(block, None)
         assert pool.num_available == len(naive.empty) + len(naive.lru)
         assert pool.num_cached_free == len(naive.lru)
-        assert {b: k for k, b in pool.index.items()} == naive.key
+        assert {
+            block: (name, group)
+            for name in pool.index
+            for group, block in enumerate(pool.find(name))
+            if block
+        } == naive.key
         if step % 20 == 0:
             pool.check_integrity(np.bincount(held, minlength=n))
-    assert evicted > 40 and hits > 100 and revived > 20
+    assert evicted > 40 and hits > 100 and revived > 20 and twice > 5
 
 
 def test_least_recently_used_goes_first_and_empty_before_cached() -> None:
@@ -109,7 +127,7 @@ def test_least_recently_used_goes_first_and_empty_before_cached() -> None:
     blocks = pool.allocate(4)
     assert sorted(blocks.tolist()) == [1, 2, 3, 4]
     a, b, c, _ = blocks.tolist()
-    pool.insert([b"a", b"b", b"c"], [a, b, c])
+    pool.insert([b"a", b"b", b"c"], np.array([0]), np.array([[a], [b], [c]]))
     for block in (b, a, c):
         pool.release(np.array([block]))
     pool.touch(np.array([b]))
@@ -119,10 +137,11 @@ def test_least_recently_used_goes_first_and_empty_before_cached() -> None:
     assert not pool.index
 
 
-@pytest.mark.parametrize("wrong", ["lost", "twice", "count", "index"])
+@pytest.mark.parametrize("wrong", ["lost", "twice", "count", "index", "cell", "row"])
 def test_check_integrity_sees(wrong: str) -> None:
     pool = BlockPool(6)
     blocks = pool.allocate(3)
+    pool.insert([b"a"], np.array([0]), blocks[:1, None])
     held = np.bincount(blocks, minlength=6)
     pool.check_integrity(held)
     if wrong == "lost":
@@ -131,6 +150,10 @@ def test_check_integrity_sees(wrong: str) -> None:
         pool._put_back(np.array([pool._empty[0]]))
     elif wrong == "count":
         pool.ref[blocks[0]] += 1
+    elif wrong == "cell":
+        pool._cells[pool._cell_of[blocks[0]]] = 0
+    elif wrong == "row":
+        pool._free_rows.pop()
     else:
         pool.index[b"x"] = 2
     with pytest.raises(AssertionError):
@@ -140,7 +163,7 @@ def test_check_integrity_sees(wrong: str) -> None:
 def test_forget_all() -> None:
     pool = BlockPool(4)
     blocks = pool.allocate(3)
-    pool.insert([b"a", b"b"], blocks[:2].tolist())
+    pool.insert([b"a", b"b"], np.array([0]), blocks[:2, None])
     pool.release(blocks)
     pool.forget_all()
     assert not pool.index and pool.num_empty == 3 and pool.num_cached_free == 0

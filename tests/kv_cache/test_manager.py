@@ -68,11 +68,10 @@ def _longest(kv: KVCacheManager, request: Request) -> int:
                 first = max(length - spec.window + 1, 0) // size
             elif isinstance(spec, RecurrentStateSpec):
                 first = (length - 1) // size
-            keys = [
-                hashes[(i + 1) * size // kv.block_size - 1] + bytes([g])
-                for i in range(first, length // size)
+            names = [
+                hashes[(i + 1) * size // kv.block_size - 1] for i in range(first, length // size)
             ]
-            fits &= length % size == 0 and all(key in kv.pool.index for key in keys)
+            fits &= length % size == 0 and all(kv.pool.find(name)[g] for name in names)
         if fits:
             return length
     return 0

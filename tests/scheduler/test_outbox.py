@@ -4,9 +4,7 @@
 
 import numpy as np
 
-from llmserve.core.messages import EngineRequest, LogprobColumns
-from llmserve.core.request import Request
-from llmserve.core.sampling_params import SamplingParams
+from llmserve.core.messages import LogprobColumns
 from llmserve.scheduler.outbox import Outbox, cut
 
 
@@ -39,13 +37,9 @@ def test_each_client_gets_its_own_in_order() -> None:
 
 def test_logprobs_of_several_steps_are_joined() -> None:
     box = Outbox()
-    message = EngineRequest(
-        client=3, request_id=7, prompt=bytes(4), params=SamplingParams(), arrival=0.0
-    )
-    request = Request(message, 10, frozenset())
     for ids in ((1,), (2, 3)):
-        box.logprobs(request, _columns(*ids))
-        box.prompt_logprobs(request, _columns(*ids, 9))
+        box.logprobs(3, 7, _columns(*ids))
+        box.prompt_logprobs(3, 7, _columns(*ids, 9))
     extra = box.take()[3].extras[7]
     assert _ids(extra.logprobs) == [1, 2, 3]
     assert _ids(extra.prompt_logprobs) == [1, 9, 2, 3, 9]

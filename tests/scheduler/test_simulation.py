@@ -139,11 +139,11 @@ def _new_block_untold(patch: Patch) -> None:
 def _drafts_kept(patch: Patch) -> None:
     tokens = Scheduler._commit_tokens
 
-    def committed(self: Scheduler, plan: Any, output: Any, rows: Any, ends: Any) -> Any:
-        before = self.slots.computed[plan.slots]
-        finished = tokens(self, plan, output, rows, ends)
+    def committed(self: Scheduler, flight: Any, output: Any, rows: Any) -> Any:
+        before = self.slots.computed[flight.slots]
+        finished = tokens(self, flight, output, rows)
         if self._num_drafts:
-            self.slots.computed[plan.slots] = before
+            self.slots.computed[flight.slots] = before
         return finished
 
     patch.setattr(Scheduler, "_commit_tokens", committed)

@@ -4,32 +4,43 @@
 
 import numpy as np
 
+_ZERO, _ONE = np.array(0), np.array(1)  # numpy is slower with Python integers
+
 
 class BlockPool:
     """Reference counts, an index of cached blocks, and an O(1) least-recently-used free list.
 
-    A block is held (`ref` > 0), free and cached (findable by its key until it is given out again),
-    or free and empty. Empty ones are given out first, then cached ones, longest released first.
+    A block is held (`ref` > 0), free and cached (findable until it is given out again), or free and
+    empty. Empty ones are given out first, then cached ones, longest released first.
     The free list of cached blocks is a queue of (block, stamp); a block that is taken back by a
     hit just gets a new stamp, so its old entry is skipped when it comes up. Block 0 is never free.
+    A name (of a prefix) is looked up once for all KV groups: `index` gives its row of `_table`, a
+    block for each group, 0 where there is none. A row without blocks is given back.
+    All arrays of blocks are int64: numpy indexes several times faster with them than with int32.
     """
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(self, num_blocks: int, num_groups: int = 1) -> None:
         assert num_blocks >= 2, num_blocks
         self.num_blocks = num_blocks
-        self.ref = np.zeros(num_blocks, np.int32)
+        self.ref = np.zeros(num_blocks, np.int64)
         self.ref[0] = 1
         self.index: dict[bytes, int] = {}
-        self.keys: list[bytes | None] = [None] * num_blocks
         self.is_cached = np.zeros(num_blocks, np.bool_)
-        self._empty = np.arange(num_blocks - 1, -1, -1, dtype=np.int32)  # a stack
+        self._names = [b""] * num_blocks  # of a row; of a free one, what it was last
+        self._free_rows = list(range(num_blocks))
+        self._num_groups = np.array(num_groups)
+        self._table = np.zeros((num_blocks, num_groups), np.int64)
+        self._cells = self._table.reshape(-1)
+        self._columns = [self._table[:, group] for group in range(num_groups)]
+        self._cell_of = np.zeros(num_blocks, np.int64)  # of a cached block
+        self._empty = np.arange(num_blocks - 1, -1, -1)  # a stack
         self.num_empty = num_blocks - 1
         self._stamp = np.zeros(num_blocks, np.int64)
-        self._queue = np.zeros(2 * num_blocks, np.int32)
+        self._queue = np.zeros(2 * num_blocks, np.int64)
         self._queue_stamp = np.zeros(2 * num_blocks, np.int64)
         self._head = self._tail = 0
         self.num_cached_free = 0
-        self._place = np.zeros(num_blocks, np.int64)  # scratch of release_shared
+        self._scratch = np.zeros(num_blocks, np.int64)
 
     @property
     def num_available(self) -> int:
@@ -37,13 +48,17 @@ class BlockPool:
         return self.num_empty + self.num_cached_free
 
     def allocate(self, n: int) -> np.ndarray:
-        """`n` blocks with one reference each, int32 [n]; the caller has looked at num_available."""
+        """`n` blocks with one reference each, int64 [n]; the caller has looked at num_available."""
         assert n <= self.num_available, (n, self.num_available)
         top = self.num_empty
         take = min(n, top)
-        blocks = self._empty[top - take : top][::-1]
         self.num_empty = top - take
-        blocks = np.concatenate((blocks, self._evict(n - take))) if take < n else blocks.copy()
+        if take == n:
+            blocks = self._empty[top - take : top][::-1].copy()
+        elif take:
+            blocks = np.concatenate((self._empty[:top][::-1], self._evict(n - take)))
+        else:
+            blocks = self._evict(n)
         self.ref[blocks] = 1
         return blocks
 
@@ -60,12 +75,30 @@ class BlockPool:
             found.append(blocks)
         evicted = found[0] if len(found) == 1 else np.concatenate(found)
         self.num_cached_free -= n
-        self.is_cached[evicted] = False
-        index, keys = self.index, self.keys
-        for block in evicted.tolist():
-            del index[keys[block]]  # a cached block has a key
-            keys[block] = None
+        self._unfind(evicted)
         return evicted
+
+    def _unfind(self, blocks: np.ndarray) -> None:
+        self.is_cached[blocks] = False
+        cells = self._cell_of[blocks]
+        self._cells[cells] = 0
+        rows = cells // self._num_groups
+        left = self._columns[0][rows]
+        for column in self._columns[1:]:
+            left |= column[rows]
+        for row in dict.fromkeys(rows[left == _ZERO].tolist()):
+            del self.index[self._names[row]]
+            self._free_rows.append(row)
+
+    def find(self, name: bytes) -> list[int]:
+        """The block of each group that is cached under `name`, 0 where there is none."""
+        row = self.index.get(name)
+        return [0] * len(self._columns) if row is None else self._table[row].tolist()
+
+    def find_all(self, names: list[bytes]) -> np.ndarray:
+        """`find` for names of which each has a block; int64 [len(names), groups]."""
+        found: np.ndarray = self._table[[self.index[name] for name in names]]
+        return found
 
     def touch(self, blocks: np.ndarray) -> None:
         """One more reference to each of `blocks` (distinct), which a lookup has just found."""
@@ -76,31 +109,33 @@ class BlockPool:
 
     def release(self, blocks: np.ndarray) -> None:
         """One reference less to each of `blocks` (distinct), the first to be reused first."""
-        left = self.ref[blocks] - 1
+        left = self.ref[blocks] - _ONE
         self.ref[blocks] = left
-        self._put_back(blocks[left == 0])
+        self._put_back(blocks[left == 0] if np.count_nonzero(left) else blocks)
 
     def release_shared(self, blocks: np.ndarray) -> None:
         """Like `release`, where a block may occur more than once."""
+        if not np.count_nonzero(self.ref[blocks] > _ONE):  # so none occurs twice
+            self.release(blocks)
+            return
         np.subtract.at(self.ref, blocks, 1)
         gone = blocks[self.ref[blocks] == 0]
         if len(gone):
             place = np.arange(len(gone))
-            self._place[gone] = place
-            self._put_back(gone[self._place[gone] == place])
+            self._scratch[gone] = place
+            self._put_back(gone[self._scratch[gone] == place])
 
     def _put_back(self, blocks: np.ndarray) -> None:
-        cached = self.is_cached[blocks]
-        num_cached = np.count_nonzero(cached)
-        if num_cached < len(blocks):
+        kept, cached = blocks, self.is_cached[blocks]
+        if np.count_nonzero(cached) < len(blocks):
             self._push_empty(blocks[~cached])
-        if num_cached:
             kept = blocks[cached]
+        if len(kept):
             if self._tail + len(kept) > len(self._queue):
                 self._compact()
             stop = self._tail + len(kept)
             self._queue[self._tail : stop] = kept
-            stamps = self._stamp[kept] + 1
+            stamps = self._stamp[kept] + _ONE
             self._stamp[kept] = stamps
             self._queue_stamp[self._tail : stop] = stamps
             self._tail = stop
@@ -120,24 +155,43 @@ class BlockPool:
         self._queue_stamp[: len(blocks)] = self._stamp[blocks]
         self._head, self._tail = 0, len(blocks)
 
-    def insert(self, keys: list[bytes], blocks: list[int]) -> None:
-        """Makes held blocks findable. Whoever came first with the same content stays."""
-        index, key_of = self.index, self.keys
-        for key, block in zip(keys, blocks, strict=True):
-            if key not in index and key_of[block] is None:
-                index[key] = block
-                key_of[block] = key
-                self.is_cached[block] = True
+    def insert(self, names: list[bytes], groups: np.ndarray, blocks: np.ndarray) -> None:
+        """Makes held blocks findable. Whoever came first with the same content stays.
+
+        `blocks` int64 [len(names), len(groups)]: distinct, or 0 for none.
+        """
+        flat = blocks.ravel()
+        known = self.is_cached[flat]
+        if np.count_nonzero(known) or np.count_nonzero(flat) < len(flat):
+            blocks = np.where(known, 0, flat).reshape(blocks.shape)
+            some = np.flatnonzero(blocks.any(axis=1))
+            names = [names[i] for i in some.tolist()]
+            flat = blocks[some].ravel()
+        index, names_of, free_rows = self.index, self._names, self._free_rows
+        num_free, rows = len(free_rows), []
+        for name in names:
+            row = index.get(name)
+            if row is None:
+                row = index[name] = free_rows.pop()
+                names_of[row] = name
+            rows.append(row)
+        cells = (np.array(rows, np.int64).reshape(-1, 1) * self._num_groups + groups).ravel()
+        if np.count_nonzero(flat) < len(flat):
+            cells, flat = cells[flat > 0], flat[flat > 0]
+        if num_free - len(free_rows) < len(names):  # some names are there already, or there twice
+            empty = self._cells[cells] == 0
+            cells, flat = cells[empty], flat[empty]
+            self._cells[cells[::-1]] = flat[::-1]  # the first stays
+            mine = self._cells[cells] == flat
+            cells, flat = cells[mine], flat[mine]
+        self._cells[cells] = flat
+        self.is_cached[flat] = True
+        self._cell_of[flat] = cells
 
     def forget(self, blocks: np.ndarray) -> None:
         """Makes held blocks unfindable."""
-        for block in blocks.tolist():
-            key = self.keys[block]
-            if key is not None:
-                assert self.ref[block] > 0
-                del self.index[key]
-                self.keys[block] = None
-                self.is_cached[block] = False
+        assert self.ref[blocks].all()
+        self._unfind(blocks[self.is_cached[blocks]])
 
     def forget_all(self) -> None:
         """Makes every block unfindable; no block is held."""
@@ -158,7 +212,9 @@ class BlockPool:
         free = np.sort(np.concatenate((empty, queue)))
         assert np.array_equal(free, np.flatnonzero(self.ref == 0)), "a block is lost or free twice"
         assert self.is_cached[queue].all() and not self.is_cached[empty].any()
-        assert np.array_equal(self.is_cached, [key is not None for key in self.keys])
-        assert {b: k for k, b in self.index.items()} == {
-            b: k for b, k in enumerate(self.keys) if k is not None
-        }
+        cached = np.flatnonzero(self.is_cached)
+        assert np.array_equal(self._cells[self._cell_of[cached]], cached)
+        assert np.count_nonzero(self._cells) == len(cached)
+        assert sorted([*self.index.values(), *self._free_rows]) == list(range(self.num_blocks))
+        for name, row in self.index.items():
+            assert self._names[row] == name and self._table[row].any()

@@ -4,6 +4,7 @@
 
 from dataclasses import dataclass
 from math import gcd, lcm
+from typing import Any
 
 import numpy as np
 
@@ -13,12 +14,13 @@ from llmserve.kv_cache.block_pool import BlockPool
 from llmserve.kv_cache.groups import blocks_at_peak, reach
 from llmserve.kv_cache.prefix_hash import extend_hashes
 
+_ZERO, _ONE = np.array(0), np.array(1)  # numpy is slower with Python integers
 _NO_ROWS = np.empty((0, 4), np.int32)
 
 
 @dataclass(slots=True, frozen=True)
 class Hit:
-    """A cached prefix; `blocks[f]` int32 [groups of family f, blocks that the next query reads]."""
+    """A cached prefix; `blocks[f]` int64 [blocks, groups of family f], 0 where no query reads."""
 
     num_tokens: int
     blocks: list[np.ndarray]
@@ -27,43 +29,65 @@ class Hit:
 _MISS = Hit(0, [])
 
 
-class _Family:
-    """Block tables of the KV groups with equal block size and reach: they grow and shrink alike.
-
-    A slot's entries before `first` are out of reach and 0; `count` are in use, those included.
-    """
+class _Kind:
+    """KV groups with equal block size and reach: they are cached, and shrink, alike."""
 
     def __init__(
         self, groups: list[int], kind: KVGroup, num_slots: int, max_model_len: int, max_chunk: int
     ) -> None:
         self.groups = groups
-        self.group_column = np.array(groups, np.int32).reshape(-1, 1)
-        self.tags = [bytes([group]) for group in groups]  # with a hash: the key of a block
         self.block_size = kind.block_size
         self.reach = reach(kind.spec)
-        width = -(-max_model_len // kind.block_size)
-        self.table = np.zeros((len(groups), num_slots, width), np.int32)
-        self.count = np.zeros(num_slots, np.int32)
-        self.first = np.zeros(num_slots, np.int32)
-        self.num_cached = np.zeros(num_slots, np.int32)  # blocks that were made findable
+        self.size, self.before = np.array(kind.block_size), np.array((self.reach or 1) - 1)
+        self.first = np.zeros(num_slots, np.int64)  # a slot's entries before it are 0
+        self.columns = slice(0, 0)  # of the family's table
         self.most_blocks = blocks_at_peak(kind, max_model_len, max_chunk)
-        ends = np.arange(0, -width * kind.block_size, -kind.block_size)
-        self.release_order = np.broadcast_to(ends, (len(groups), width))
+
+    def due(self, first: Any) -> Any:
+        """Position whose query no longer reads block `first` of a slot; int64, any shape."""
+        return (first + _ONE) * self.size + self.before
 
     def first_needed(self, position: int) -> int:
         """Index of the first block that a query at `position` reads."""
         return 0 if self.reach is None else max(position - self.reach + 1, 0) // self.block_size
 
+
+class _Family:
+    """Block tables of the KV groups with equal block size: they grow alike."""
+
+    def __init__(self, kinds: list[_Kind], num_slots: int, max_model_len: int) -> None:
+        self.kinds = kinds
+        self.windows = [kind for kind in kinds if kind.reach is not None]
+        self.groups = np.array([group for kind in kinds for group in kind.groups])
+        self.block_size, self.size = kinds[0].block_size, kinds[0].size
+        width = -(-max_model_len // self.block_size)
+        self.width = np.array(width)
+        self.table = np.zeros((num_slots, width, len(self.groups)), np.int32)
+        # by group and flat place: indexing with one array is several times faster than with two
+        self.by_place = self.table.reshape(-1, len(self.groups))
+        self.flat = [self.by_place[:, column] for column in range(len(self.groups))]
+        self.count = np.zeros(num_slots, np.int64)  # entries in use
+        self.num_cached = np.zeros(num_slots, np.int64)  # blocks that were made findable
+        at = 0
+        for kind in kinds:
+            kind.columns = slice(at, at + len(kind.groups))
+            at += len(kind.groups)
+
     def rows(
-        self, slots: np.ndarray | int, index: np.ndarray, blocks: np.ndarray | int
+        self,
+        slots: np.ndarray | int,
+        index: np.ndarray,
+        blocks: np.ndarray | int,
+        columns: slice = slice(None),
     ) -> np.ndarray:
-        """Rows of SchedulerOutput.new_blocks; `blocks` [num groups, n] or 0."""
-        out = np.empty((len(self.groups), len(index), 4), np.int32)
-        out[:, :, 0] = slots
-        out[:, :, 1] = self.group_column
-        out[:, :, 2] = index
-        out[:, :, 3] = blocks
-        return out.reshape(-1, 4)
+        """Rows of SchedulerOutput.new_blocks; `blocks` [n, num groups] or 0."""
+        groups = self.groups[columns]
+        out = np.empty((4, len(index), len(groups)), np.int32)
+        out[0] = slots[:, None] if isinstance(slots, np.ndarray) else slots
+        out[1] = groups
+        out[2] = index[:, None]
+        out[3] = blocks
+        return out.reshape(4, -1).T
 
 
 class KVCacheManager:
@@ -84,24 +108,30 @@ class KVCacheManager:
         self._num_slots = num_slots
         self._num_groups = len(kv.groups)
         self.enable_caching = enable_caching
-        self.pool = BlockPool(kv.num_blocks)
-        alike: dict[tuple[int, int | None], list[int]] = {}
+        self.pool = BlockPool(kv.num_blocks, len(kv.groups))
+        alike: dict[int, dict[int | None, list[int]]] = {}
         for i, group in enumerate(kv.groups):
-            alike.setdefault((group.block_size, reach(group.spec)), []).append(i)
-        self.families = [
-            _Family(groups, kv.groups[groups[0]], num_slots, max_model_len, max_chunk)
-            for groups in alike.values()
-        ]
+            alike.setdefault(group.block_size, {}).setdefault(reach(group.spec), []).append(i)
+        self.families: list[_Family] = []
+        for by_reach in alike.values():
+            kinds = [
+                _Kind(groups, kv.groups[groups[0]], num_slots, max_model_len, max_chunk)
+                for groups in by_reach.values()
+            ]
+            self.families.append(_Family(kinds, num_slots, max_model_len))
+        self._kinds = [kind for family in self.families for kind in family.kinds]
         self.block_size = gcd(*(group.block_size for group in kv.groups))
         self._alignment = lcm(*(group.block_size for group in kv.groups))
-        self._windowed = [family for family in self.families if family.reach is not None]
+        self._windows = [kind for kind in self._kinds if kind.reach is not None]
+        # position at which a slot needs a block or has one to release: most steps, nothing is due
+        self._due = np.zeros(num_slots, np.int64)
 
     def blocks_at_peak(self, num_tokens: int) -> int:
         """Most blocks that one request of `num_tokens` holds at once."""
-        return sum(
-            min(-(-num_tokens // f.block_size), f.most_blocks) * len(f.groups)
-            for f in self.families
-        )
+        total = 0
+        for kind in self._kinds:
+            total += min(-(-num_tokens // kind.block_size), kind.most_blocks) * len(kind.groups)
+        return total
 
     # -- prefixes
 
@@ -110,53 +140,55 @@ class KVCacheManager:
         if not self.enable_caching or request.wants_prompt_logprobs:
             return _MISS
         length = (request.num_tokens - 1) // self._alignment * self._alignment
-        for family in self.families:
-            if family.reach is None:
-                length = self._prefix_hit(family, request, length)
-        before = -1
-        while self._windowed and length != before:
+        for kind in self._kinds:
+            if kind.reach is None:
+                length = self._prefix_hit(kind, request, length)
+        before = 0 if length == 0 else -1
+        while self._windows and length != before:
             before = length
-            for family in self._windowed:
-                length = self._window_hit(family, request, length)
+            for kind in self._windows:
+                length = self._window_hit(kind, request, length)
         if not length:
             return _MISS
-        hashes, index = request.block_hashes, self.pool.index
+        hashes = request.block_hashes
         blocks = []
         for family in self.families:
             ratio = family.block_size // self.block_size
             names = hashes[ratio - 1 : length // self.block_size : ratio]
-            names = names[family.first_needed(length) :]
-            blocks.append(
-                np.array([[index[name + tag] for name in names] for tag in family.tags], np.int32)
-            )
+            first = min(kind.first_needed(length) for kind in family.kinds)
+            table = np.zeros((len(names), len(family.groups)), np.int64)
+            table[first:] = self.pool.find_all(names[first:])[:, family.groups]
+            for kind in family.windows:
+                table[: kind.first_needed(length), kind.columns] = 0
+            blocks.append(table)
         return Hit(length, blocks)
 
-    def _prefix_hit(self, family: _Family, request: Request, length: int) -> int:
+    def _prefix_hit(self, kind: _Kind, request: Request, length: int) -> int:
         """The longest hit of at most `length` tokens where all blocks are needed."""
-        ratio = family.block_size // self.block_size
-        for i in range(length // family.block_size):
+        ratio = kind.block_size // self.block_size
+        for i in range(length // kind.block_size):
             hashes = extend_hashes(request, (i + 1) * ratio, self.block_size)
-            if not self._is_cached(family, hashes[(i + 1) * ratio - 1]):
-                return i * family.block_size // self._alignment * self._alignment
+            if not self._is_cached(kind, hashes[(i + 1) * ratio - 1]):
+                return i * kind.block_size // self._alignment * self._alignment
         return length
 
-    def _window_hit(self, family: _Family, request: Request, length: int) -> int:
+    def _window_hit(self, kind: _Kind, request: Request, length: int) -> int:
         """The longest hit of at most `length` tokens where only the last window is needed."""
-        ratio = family.block_size // self.block_size
+        ratio = kind.block_size // self.block_size
         hashes = extend_hashes(request, length // self.block_size, self.block_size)
-        i = length // family.block_size - 1
-        first = family.first_needed(length)
+        i = length // kind.block_size - 1
+        first = kind.first_needed(length)
         while i >= first and length:
-            if not self._is_cached(family, hashes[(i + 1) * ratio - 1]):
-                length = i * family.block_size // self._alignment * self._alignment
-                first = family.first_needed(length)
-                i = min(i, length // family.block_size)
+            if not self._is_cached(kind, hashes[(i + 1) * ratio - 1]):
+                length = i * kind.block_size // self._alignment * self._alignment
+                first = kind.first_needed(length)
+                i = min(i, length // kind.block_size)
             i -= 1
         return length
 
-    def _is_cached(self, family: _Family, name: bytes) -> bool:
-        index = self.pool.index
-        return all(name + tag in index for tag in family.tags)
+    def _is_cached(self, kind: _Kind, name: bytes) -> bool:
+        blocks = self.pool.find(name)
+        return all([blocks[group] for group in kind.groups])
 
     def next_hash(self, request: Request, hit: Hit) -> bytes | None:
         """Hash of the granule after the hit; None where the request will not be cached that far."""
@@ -189,7 +221,7 @@ class KVCacheManager:
             size = family.block_size
             total += (-(-end // size) - num_hit // size) * len(family.groups)
         if num_hit:
-            held = np.concatenate([blocks.ravel() for blocks in hit.blocks])
+            held = np.concatenate([blocks[blocks > 0] for blocks in hit.blocks])
             idle = int(np.count_nonzero(pool.ref[held] == 0))
             peak = max(peak - len(held), 0)
         wanted = max(peak + reserve, total) + idle
@@ -202,25 +234,29 @@ class KVCacheManager:
         at = 0
         for i, family in enumerate(self.families):
             cached, count = num_hit // family.block_size, -(-end // family.block_size)
-            rows, first = family.table[:, slot], 0
+            table = family.table[slot]
             if num_hit:
-                first = family.first_needed(num_hit)
-                rows[:, :first] = 0
-                rows[:, first:cached] = hit.blocks[i]
+                table[:cached] = hit.blocks[i]
             n = (count - cached) * len(family.groups)
-            rows[:, cached:count] = fresh[at : at + n].reshape(len(family.groups), -1)
+            table[cached:count] = fresh[at : at + n].reshape(-1, len(family.groups))
             at += n
             family.count[slot] = count
-            family.first[slot] = first
             family.num_cached[slot] = cached
+            for kind in family.windows:
+                kind.first[slot] = kind.first_needed(num_hit)
+        self._due[slot] = self._due_of(slot)
         return True
+
+    def _due_of(self, slot: int) -> int:
+        due = [int(family.count[slot]) * family.block_size for family in self.families]
+        return min(due + [int(kind.due(kind.first[slot])) for kind in self._windows])
 
     def table_of(self, slot: int) -> list[list[int]]:
         """Block ids of a slot, a list a group."""
         tables: list[list[int]] = [[]] * self._num_groups
         for family in self.families:
-            rows = family.table[:, slot, : family.count[slot]].tolist()
-            for group, row in zip(family.groups, rows, strict=True):
+            rows = family.table[slot, : family.count[slot]].T.tolist()
+            for group, row in zip(family.groups.tolist(), rows, strict=True):
                 tables[group] = row
         return tables
 
@@ -230,7 +266,7 @@ class KVCacheManager:
         What fell out of the window is released first (block id 0). False where the rest does not
         fit; then no block is given out.
         """
-        parts = [self._trim(family, slot, start) for family in self._windowed]
+        parts = [self._trim(f, kind, slot, start) for f in self.families for kind in f.windows]
         counts = [max(-(-end // f.block_size) - int(f.count[slot]), 0) for f in self.families]
         total = sum(n * len(f.groups) for n, f in zip(counts, self.families, strict=True))
         fits = total <= self.pool.num_available
@@ -239,48 +275,56 @@ class KVCacheManager:
             at = 0
             for family, n in zip(self.families, counts, strict=True):
                 count, size = int(family.count[slot]), n * len(family.groups)
-                blocks = fresh[at : at + size].reshape(len(family.groups), n)
+                blocks = fresh[at : at + size].reshape(n, len(family.groups))
                 at += size
-                family.table[:, slot, count : count + n] = blocks
+                family.table[slot, count : count + n] = blocks
                 family.count[slot] = count + n
                 parts.append(family.rows(slot, np.arange(count, count + n), blocks))
+        self._due[slot] = self._due_of(slot)
         return np.concatenate(parts) if parts else _NO_ROWS, fits
 
-    def _trim(self, family: _Family, slot: int, position: int) -> np.ndarray:
+    def _trim(self, family: _Family, kind: _Kind, slot: int, position: int) -> np.ndarray:
         """Releases the blocks of one slot that no query from `position` on reads.
 
         With caching they stay until they are findable: another prompt may end where they are.
         """
-        first, needed = int(family.first[slot]), family.first_needed(position)
+        first, needed = int(kind.first[slot]), kind.first_needed(position)
         if self.enable_caching:
             needed = min(needed, int(family.num_cached[slot]))
         if needed <= first:
             return _NO_ROWS
-        self.pool.release(family.table[:, slot, first:needed].ravel())
-        family.table[:, slot, first:needed] = 0
-        family.first[slot] = needed
-        return family.rows(slot, np.arange(first, needed), 0)
+        passed = family.table[slot, first:needed, kind.columns]
+        self.pool.release(passed.T.ravel().astype(np.int64))
+        passed[:] = 0
+        kind.first[slot] = needed
+        return family.rows(slot, np.arange(first, needed), 0, kind.columns)
 
     def extend_decodes(
         self, slots: np.ndarray, starts: np.ndarray, ends: np.ndarray
     ) -> tuple[np.ndarray, int]:
         """`extend` for many slots that need at most one new block a group.
 
-        `slots`, `starts`, `ends` int32 [n]. Returns the rows and how many of the slots, from the
+        `slots`, `starts`, `ends` int64 [n]. Returns the rows and how many of the slots, from the
         first on, got their blocks; the others got none.
         """
-        parts = self._trim_decodes(slots, starts) if self._windowed else []
-        last = ends - 1
-        crossing = [(last // f.block_size >= f.count[slots]).nonzero()[0] for f in self.families]
+        near = (ends > self._due[slots]).nonzero()[0]
+        if not len(near):
+            return _NO_ROWS, len(slots)
+        done, slots, starts, ends = len(slots), slots[near], starts[near], ends[near]
+        parts: list[np.ndarray] = []
+        for family in self.families:
+            for kind in family.windows:
+                self._trim_decodes(family, kind, slots, starts, parts)
+        crossing = [(ends > f.count[slots] * f.size).nonzero()[0] for f in self.families]
         total = sum(len(n) * len(f.groups) for n, f in zip(crossing, self.families, strict=True))
-        done = len(slots)
         if total > self.pool.num_available:
-            wanted = np.zeros(done, np.int64)
+            wanted = np.zeros(len(near), np.int64)
             for where, family in zip(crossing, self.families, strict=True):
                 wanted[where] += len(family.groups)
-            done = int(np.searchsorted(wanted.cumsum(), self.pool.num_available, side="right"))
-            crossing = [where[where < done] for where in crossing]
-            total = int(wanted[:done].sum())
+            fit = int(np.searchsorted(wanted.cumsum(), self.pool.num_available, side="right"))
+            done = int(near[fit])
+            crossing = [where[where < fit] for where in crossing]
+            total = int(wanted[:fit].sum())
         if total:
             fresh = self.pool.allocate(total)
             at = 0
@@ -289,49 +333,75 @@ class KVCacheManager:
                     rows = slots[where]
                     index = family.count[rows]
                     size = len(where) * len(family.groups)
-                    blocks = fresh[at : at + size].reshape(len(family.groups), -1)
+                    blocks = fresh[at : at + size].reshape(len(where), -1)
                     at += size
-                    family.table[:, rows, index] = blocks
-                    family.count[rows] = index + 1
+                    place = rows * family.width + index
+                    for column, ids in zip(family.flat, blocks.T, strict=True):
+                        column[place] = ids
+                    family.count[rows] = index + _ONE
                     parts.append(family.rows(rows, index, blocks))
+        due = [f.count[slots] * f.size for f in self.families]
+        due += [kind.due(kind.first[slots]) for kind in self._windows]
+        soonest = due[0]
+        for other in due[1:]:
+            soonest = np.minimum(soonest, other)
+        self._due[slots] = soonest
         if not parts:
             return _NO_ROWS, done
         return parts[0] if len(parts) == 1 else np.concatenate(parts), done
 
-    def _trim_decodes(self, slots: np.ndarray, starts: np.ndarray) -> list[np.ndarray]:
+    def _trim_decodes(
+        self,
+        family: _Family,
+        kind: _Kind,
+        slots: np.ndarray,
+        starts: np.ndarray,
+        parts: list[np.ndarray],
+    ) -> None:
         """`_trim` for many slots of which most are at most one block behind."""
-        parts: list[np.ndarray] = []
-        for family in self._windowed:
-            assert family.reach is not None
-            # the first block that is still read; negative while the window is not full
-            needed = (starts - (family.reach - 1)) // family.block_size
-            if self.enable_caching:
-                needed = np.minimum(needed, family.num_cached[slots])
-            behind = needed - family.first[slots]
-            late = (behind > 0).nonzero()[0]
-            if not len(late):
-                continue
-            for i in late[behind[late] > 1].tolist():
-                parts.append(self._trim(family, int(slots[i]), int(starts[i])))
-            rows = slots[late[behind[late] == 1]]
-            index = family.first[rows]
-            self.pool.release_shared(family.table[:, rows, index].ravel())
-            family.table[:, rows, index] = 0
-            family.first[rows] = index + 1
-            parts.append(family.rows(rows, index, 0))
-        return parts
+        # the first block that is still read; negative while the window is not full
+        needed = (starts - kind.before) // kind.size
+        if self.enable_caching:
+            needed = np.minimum(needed, family.num_cached[slots])
+        behind = needed - kind.first[slots]
+        late = (behind > _ZERO).nonzero()[0]
+        if not len(late):
+            return
+        behind = behind[late]
+        far = behind > _ONE
+        for i in late[far].tolist():
+            parts.append(self._trim(family, kind, int(slots[i]), int(starts[i])))
+        rows = slots[late[~far]]
+        index = kind.first[rows]
+        place = rows * family.width + index
+        columns = family.flat[kind.columns]
+        self.pool.release_shared(
+            np.concatenate([column[place] for column in columns]).astype(np.int64)
+        )
+        for column in columns:
+            column[place] = 0
+        kind.first[rows] = index + _ONE
+        parts.append(family.rows(rows, index, 0, kind.columns))
 
     def release(self, slot: int) -> None:
         """Takes everything from a slot. The end of a prefix is reused before its beginning."""
-        held, order = [], []
+        held, order, passed = [], [], False
         for family in self.families:
-            first, count = int(family.first[slot]), int(family.count[slot])
-            held.append(family.table[:, slot, first:count].ravel())
-            order.append(family.release_order[:, first:count].ravel())
-            family.first[slot] = family.count[slot] = 0
-        blocks = held[0] if len(held) == 1 else np.concatenate(held)
-        ends = order[0] if len(order) == 1 else np.concatenate(order)
-        self.pool.release(blocks[ends.argsort(kind="stable")])
+            count = int(family.count[slot])
+            held.append(family.table[slot, :count][::-1].ravel())
+            if len(self.families) > 1:
+                starts = np.arange(count - 1, -1, -1) * -family.block_size
+                order.append(starts.repeat(len(family.groups)))
+            family.count[slot] = 0
+            for kind in family.windows:
+                passed |= bool(kind.first[slot])
+                kind.first[slot] = 0
+        blocks = held[0]
+        if order:
+            blocks = np.concatenate(held)[np.concatenate(order).argsort(kind="stable")]
+        if passed:
+            blocks = blocks[blocks > 0]
+        self.pool.release(blocks.astype(np.int64))
 
     def commit(self, slot: int, request: Request, end: int) -> None:
         """Positions before `end` are computed: their full blocks become findable."""
@@ -341,12 +411,11 @@ class KVCacheManager:
         for family in self.families:
             full, cached = end // family.block_size, int(family.num_cached[slot])
             if cached < full:
-                start = max(cached, int(family.first[slot]))
                 ratio = family.block_size // self.block_size
-                names = hashes[ratio - 1 : full * ratio : ratio][start:]
-                blocks = family.table[:, slot, start:full].tolist()
-                for tag, row in zip(family.tags, blocks, strict=True):
-                    self.pool.insert([name + tag for name in names], row)
+                names = hashes[(cached + 1) * ratio - 1 : full * ratio : ratio]
+                # what a window has passed is 0
+                blocks = family.table[slot, cached:full].astype(np.int64)
+                self.pool.insert(names, family.groups, blocks)
                 family.num_cached[slot] = full
 
     def commit_decodes(self, slots: np.ndarray, hashes: list[bytes], ends: np.ndarray) -> None:
@@ -358,18 +427,15 @@ class KVCacheManager:
                 rows, full = slots[filled], full[filled]
                 names = [hashes[i] for i in filled.tolist()]
             family.num_cached[rows] = full
-            there = full > family.first[rows]  # else a tiny window has passed it meanwhile
-            if np.count_nonzero(there) < len(rows):
-                names = [name for name, keep in zip(names, there, strict=True) if keep]
-                rows, full = rows[there], full[there]
-            blocks = family.table[:, rows, full - 1].tolist()
-            for tag, row in zip(family.tags, blocks, strict=True):
-                self.pool.insert([name + tag for name in names], row)
+            place = rows * family.width + full - _ONE
+            blocks = family.by_place.take(place, axis=0).astype(np.int64)
+            self.pool.insert(names, family.groups, blocks)
 
     def forget(self, slot: int) -> None:
         """Makes every block of a slot unfindable: its content is not to be trusted."""
         for family in self.families:
-            self.pool.forget(family.table[:, slot, family.first[slot] : family.count[slot]].ravel())
+            blocks = family.table[slot, : family.count[slot]].ravel()
+            self.pool.forget(blocks[blocks > 0])
 
     def reset_prefix_cache(self) -> None:
         """Forgets all prefixes; nothing may run."""
@@ -383,9 +449,11 @@ class KVCacheManager:
         for family in self.families:
             assert not family.count[idle].any(), "an empty slot holds blocks"
             for slot in slots:
-                first, count = int(family.first[slot]), int(family.count[slot])
-                assert first <= count and not family.table[:, slot, :first].any()
-                blocks = family.table[:, slot, first:count]
-                assert blocks.all(), "block 0 was given out"
-                np.add.at(held, blocks.ravel(), 1)
+                blocks = family.table[slot, : family.count[slot]]
+                for kind in family.kinds:
+                    first = int(kind.first[slot])
+                    assert first <= len(blocks) and not blocks[:first, kind.columns].any()
+                    assert blocks[first:, kind.columns].all(), "block 0 was given out"
+                np.add.at(held, blocks[blocks > 0], 1)
+                assert self._due[slot] == self._due_of(slot)
         self.pool.check_integrity(held)

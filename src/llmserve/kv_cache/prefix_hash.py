@@ -7,6 +7,7 @@ blocks before it, and whatever the root was made from. Two different inputs can 
 same bytes: every field carries its length, every use its own tag.
 """
 
+from functools import lru_cache
 from hashlib import sha256
 
 from llmserve.core.request import Request
@@ -20,6 +21,7 @@ def digest(domain: bytes, *fields: bytes) -> bytes:
     return sha256(b"".join(parts)).digest()
 
 
+@lru_cache(maxsize=1024)
 def root_hash(cache_salt: str) -> bytes:
     """The parent of a request's first block; requests with different salts share nothing."""
     return digest(b"llmserve.kv.root", cache_salt.encode())

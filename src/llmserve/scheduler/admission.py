@@ -4,6 +4,8 @@
 
 from hashlib import blake2b
 
+import numpy as np
+
 from llmserve.config.scheduler import SchedulerConfig
 from llmserve.core.messages import EngineRequest
 from llmserve.core.request import Request
@@ -55,8 +57,8 @@ class Admission:
                 f"{self.max_model_len} tokens holds at most {self.max_model_len - 1}",
                 param="prompt",
             )
-        low, high = int(prompt.min()), int(prompt.max())
-        if low < 0 or high >= self.logits_width:
+        if prompt.view(np.uint32).max() >= self.logits_width:  # negative ones are large there
+            low, high = int(prompt.min()), int(prompt.max())
             raise RequestError(
                 f"prompt: token id {low if low < 0 else high} is outside 0 to "
                 f"{self.logits_width - 1}",

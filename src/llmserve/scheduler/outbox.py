@@ -2,10 +2,11 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """What the scheduler has to tell each client, collected between two messages."""
 
+from collections import defaultdict
+
 import numpy as np
 
 from llmserve.core.messages import EngineOutputs, LogprobColumns, RequestExtra
-from llmserve.core.request import Request
 
 
 class Outbox:
@@ -13,7 +14,7 @@ class Outbox:
 
     def __init__(self) -> None:
         self._columns: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        self._extras: dict[int, dict[int, RequestExtra]] = {}
+        self._extras: defaultdict[int, dict[int, RequestExtra]] = defaultdict(dict)
 
     def tokens(self, clients: np.ndarray, ids: np.ndarray, tokens: np.ndarray) -> None:
         """Row i: request `ids[i]` (uint32) of `clients[i]` got `tokens[i]` (int32)."""
@@ -21,20 +22,23 @@ class Outbox:
 
     def extra(self, client: int, wire_id: int) -> RequestExtra:
         """The rare rest of a request since the last `take`, to be filled in."""
-        extras = self._extras.setdefault(client, {})
+        extras = self._extras[client]
         extra = extras.get(wire_id)
         if extra is None:
             extra = extras[wire_id] = RequestExtra()
         return extra
 
-    def logprobs(self, request: Request, columns: LogprobColumns) -> None:
+    def logprobs(self, client: int, wire_id: int, columns: LogprobColumns) -> None:
         """Of the tokens that the request just got."""
-        extra = self.extra(request.client, request.wire_id)
-        extra.logprobs = columns if extra.logprobs is None else _join(extra.logprobs, columns)
+        extra = self._extras[client].get(wire_id)
+        if extra is None:
+            self._extras[client][wire_id] = RequestExtra(logprobs=columns)
+        else:
+            extra.logprobs = columns if extra.logprobs is None else _join(extra.logprobs, columns)
 
-    def prompt_logprobs(self, request: Request, columns: LogprobColumns) -> None:
+    def prompt_logprobs(self, client: int, wire_id: int, columns: LogprobColumns) -> None:
         """Of the prompt positions that follow those already told."""
-        extra = self.extra(request.client, request.wire_id)
+        extra = self.extra(client, wire_id)
         before = extra.prompt_logprobs
         extra.prompt_logprobs = columns if before is None else _join(before, columns)
 
@@ -43,14 +47,14 @@ class Outbox:
         columns, extras = self._columns, self._extras
         if not columns and not extras:
             return {}
-        self._columns, self._extras = [], {}
+        self._columns, self._extras = [], defaultdict(dict)
         outputs = {client: EngineOutputs(extras=extra) for client, extra in extras.items()}
         if columns:
             clients, ids, tokens = (
                 columns[0] if len(columns) == 1 else map(np.concatenate, zip(*columns, strict=True))
             )
             first = int(clients[0])
-            one = bool((clients == first).all())
+            one = not np.count_nonzero(clients != clients[:1])
             for client in [first] if one else np.unique(clients).tolist():
                 mine = slice(None) if one else clients == client
                 out = outputs.setdefault(client, EngineOutputs())

@@ -23,13 +23,17 @@ from llmserve.scheduler.outbox import Outbox, cut
 from llmserve.scheduler.policy import WaitingQueue, prompt_gates
 from llmserve.scheduler.slots import Slots
 
+_ONE = np.array(1, np.int64)  # numpy is slower with a Python integer
+_NO_BLOCKS = np.empty((0, 4), np.int32)
 _MAX_PASSED = 64  # waiting requests that a step may pass over because another computes their block
 
 
 @dataclass(slots=True)
 class _InFlight:
     plan: SchedulerOutput
-    ends: np.ndarray  # int32 [num_rows]: computed tokens once the step is done
+    slots: np.ndarray  # int64 [num_rows]
+    starts: np.ndarray  # int64 [num_rows]
+    ends: np.ndarray  # int64 [num_rows]: computed tokens once the step is done
     epochs: np.ndarray  # int64 [num_rows]
     hashes: list[bytes]  # prefixes that the step computes
 
@@ -80,6 +84,7 @@ class Scheduler:
             max_chunk=self.max_tokens,
             enable_caching=cache.enable_prefix_caching,
         )
+        self._block_size = np.array(self.kv.block_size)
         assert num_draft_tokens < self.kv.block_size
         self.slots = Slots(config.max_num_seqs, self.kv.block_size)
         self.waiting = WaitingQueue()
@@ -196,16 +201,16 @@ class Scheduler:
             return None
         slots = self.slots
         running = slots.running
-        todo = np.minimum(slots.total[running], slots.limit[running] - 1) - slots.computed[running]
-        single = todo == 1
-        decodes = running[single]
-        starts = slots.computed[decodes]
+        computed = slots.computed[running]
+        todo = np.minimum(slots.total[running], slots.limit[running] - _ONE) - computed
+        single = todo == _ONE
+        decodes, starts = running[single], computed[single]
         rows = _Rows()
         new_requests: list[NewRequest] = []
         decodes, starts, counts = self._schedule_decodes(decodes, starts, rows)
         budget = self.max_tokens - (int(counts.sum()) if self._num_drafts else len(counts))
-        if np.count_nonzero(single) < len(running):
-            more = (todo > 1).nonzero()[0]
+        if len(decodes) < len(running):
+            more = (todo > _ONE).nonzero()[0]
             budget = self._schedule_prompts(running[more], todo[more].tolist(), budget, rows)
         if not rows.preempted and slots.free and len(self.waiting):
             self._schedule_waiting(budget, rows, new_requests)
@@ -219,7 +224,7 @@ class Scheduler:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Slots, starts and token counts of the rows with one known token to do, drafts added."""
         slots = self.slots
-        counts = np.ones(len(decodes), np.int32)
+        counts = np.ones(len(decodes), np.int64)
         if self._num_drafts:
             room = slots.limit[decodes] - 1 - slots.total[decodes]
             counts += np.where(slots.has_drafts[decodes], np.minimum(room, self._num_drafts), 0)
@@ -348,49 +353,55 @@ class Scheduler:
         rows: _Rows,
         new_requests: list[NewRequest],
     ) -> SchedulerOutput | None:
-        slots = self.slots
-        drafts = counts - 1
+        slots, n = self.slots, len(decodes)
+        if rows.preempted:
+            keep = [i for i, slot in enumerate(rows.slots) if slot not in rows.preempted]
+            rows.slots = [rows.slots[i] for i in keep]
+            rows.starts = [rows.starts[i] for i in keep]
+            rows.counts = [rows.counts[i] for i in keep]
+        columns = np.empty((4, n + len(rows.slots)), np.int64)
+        columns[3] = 0
+        columns[0, :n], columns[1, :n], columns[2, :n] = decodes, starts, counts
         if rows.slots:
-            more = np.array([rows.slots, rows.starts, rows.counts, [0] * len(rows.slots)], np.int32)
-            if rows.preempted:
-                more = more[:, [slot not in rows.preempted for slot in rows.slots]]
-            decodes = np.concatenate((decodes, more[0]))
-            starts = np.concatenate((starts, more[1]))
-            counts = np.concatenate((counts, more[2]))
-            drafts = np.concatenate((drafts, more[3]))
-        if not len(decodes):
+            columns[:3, n:] = rows.slots, rows.starts, rows.counts
+        if self._num_drafts:
+            columns[3, :n] = counts - _ONE
+        if not columns.shape[1]:
             return None
         if self._num_drafts or 1 in rows.counts:
-            by_length = np.argsort(counts > 1, kind="stable")
-            decodes, starts = decodes[by_length], starts[by_length]
-            counts, drafts = counts[by_length], drafts[by_length]
+            columns = columns[:, np.argsort(columns[2] > _ONE, kind="stable")]
+        decodes, starts, counts = columns[0], columns[1], columns[2]
         ends = starts + counts
-        sample = ends >= slots.total[decodes]
+        total = slots.total[decodes]
+        sample = ends >= total
         slots.computed[decodes] = ends
-        slots.total[decodes] += sample
-        slots.num_in_flight[decodes] += 1
+        slots.total[decodes] = total + sample
+        slots.num_in_flight[decodes] += _ONE
         scores = None
         if slots.num_scoring:
             scores = slots.scores[decodes] & (starts + 1 < slots.num_prompt[decodes])
-        blocks = self._new_blocks
+        blocks = self._new_blocks or [_NO_BLOCKS]
+        wire = columns.astype(np.int32)
         self.counters.num_steps += 1
         plan = SchedulerOutput(
             step=self.counters.num_steps,
-            slots=decodes,
-            num_computed=starts,
-            num_scheduled=counts,
-            num_drafts=drafts,
+            slots=wire[0],
+            num_computed=wire[1],
+            num_scheduled=wire[2],
+            num_drafts=wire[3],
             sample=sample,
-            new_blocks=np.concatenate(blocks) if blocks else np.empty((0, 4), np.int32),
+            new_blocks=np.concatenate(blocks) if len(blocks) > 1 else blocks[0],
             new_requests=new_requests,
             released=self._released,
             prompt_logprobs=scores if scores is not None and scores.any() else None,
         )
         self._new_blocks, self._released = [], []
-        self._in_flight.append(_InFlight(plan, ends, slots.epoch[decodes], rows.hashes))
+        self._in_flight.append(
+            _InFlight(plan, decodes, starts, ends, slots.epoch[decodes], rows.hashes)
+        )
         for name in rows.hashes:
             self._computing[name] = self._computing.get(name, 0) + 1
-        self.counters.num_tokens_computed += plan.num_tokens
+        self.counters.num_tokens_computed += int(np.add.reduce(counts))
         self.counters.max_in_flight = max(self.counters.max_in_flight, len(self._in_flight))
         return plan
 
@@ -407,22 +418,22 @@ class Scheduler:
             else:
                 del self._computing[name]
         slots = self.slots
-        live = slots.epoch[plan.slots] == flight.epochs
+        live = slots.epoch[flight.slots] == flight.epochs
         rows = live.nonzero()[0]
         if len(rows) < len(live):
             for i in (~live).nonzero()[0].tolist():
                 self._commit_departed(flight, output, i)
-        slots.num_in_flight[plan.slots[rows]] -= 1
+        slots.num_in_flight[flight.slots[rows]] -= _ONE
         if output.invalid is not None and output.invalid.any():
             for i in (output.invalid & live).nonzero()[0].tolist():
-                self._fail(self._request_in(int(plan.slots[i])))
+                self._fail(self._request_in(int(flight.slots[i])))
             live &= ~output.invalid
             rows = live.nonzero()[0]
-        ends = flight.ends
-        finished = self._commit_tokens(plan, output, rows, ends)
-        self._commit_logprobs(plan, output, live)
+        finished = self._commit_tokens(flight, output, rows)
+        if output.logprobs or output.prompt_logprobs:
+            self._commit_logprobs(flight, output, live)
         if len(rows):
-            self._commit_blocks(plan, rows, ends)
+            self._commit_blocks(flight, rows)
         for request, reason, stop_reason in finished:
             self._finish(request, reason, stop_reason)
 
@@ -432,29 +443,30 @@ class Scheduler:
         return request
 
     def _commit_tokens(
-        self, plan: SchedulerOutput, output: ModelRunnerOutput, rows: np.ndarray, ends: np.ndarray
+        self, flight: _InFlight, output: ModelRunnerOutput, rows: np.ndarray
     ) -> list[tuple[Request, FinishReason, int | None]]:
         """Appends what the live `rows` drew; returns who is done. Sets `ends` back for drafts."""
-        slots = self.slots
+        slots, ends = self.slots, flight.ends
         finished: list[tuple[Request, FinishReason, int | None]] = []
-        sampled = plan.sample[rows]
+        sampled = flight.plan.sample[rows]
         if np.count_nonzero(sampled) < len(rows):
             scored = rows[~sampled]
-            for i in scored[ends[scored] >= slots.limit[plan.slots[scored]] - 1].tolist():
-                finished.append((self._request_in(int(plan.slots[i])), "length", None))
+            for i in scored[ends[scored] >= slots.limit[flight.slots[scored]] - _ONE].tolist():
+                finished.append((self._request_in(int(flight.slots[i])), "length", None))
             rows = rows[sampled]
-        drawn = rows
+        row_slots = flight.slots[rows]
+        drawn, drawn_slots = rows, row_slots
         for column in range(output.token_ids.shape[1]):
             if column:
                 drawn = drawn[output.num_tokens[drawn] > column]
+                drawn_slots = flight.slots[drawn]
             if not len(drawn):
                 break
-            drawn_slots = plan.slots[drawn]
-            tokens = output.token_ids[drawn, column]
+            tokens = output.token_ids[:, column][drawn]
             known = slots.append(drawn_slots, tokens)
             self._outbox.tokens(slots.client[drawn_slots], slots.wire_id[drawn_slots], tokens)
-            ends_here = known >= slots.limit[drawn_slots]
-            closer = (ends_here | (self._stops[tokens] > 0)).nonzero()[0]
+            stops = self._stops[tokens.astype(np.int64)]
+            closer = ((known >= slots.limit[drawn_slots]) | stops).nonzero()[0]
             stopped: list[int] = []
             for i in closer.tolist():
                 request = self._request_in(int(drawn_slots[i]))
@@ -465,13 +477,11 @@ class Scheduler:
             if stopped and self._num_drafts:
                 drawn = np.delete(drawn, stopped)
         if self._num_drafts:
-            row_slots = plan.slots[rows]
             known = slots.known[row_slots]
-            ends[rows] = known - 1
-            slots.computed[row_slots] = known - 1
+            ends[rows] = known - _ONE
+            slots.computed[row_slots] = known - _ONE
             slots.total[row_slots] = known
             slots.has_drafts[row_slots] = True
-        row_slots = plan.slots[rows]
         for slot in row_slots[slots.untold[row_slots]].tolist():
             self._tell_start(self._request_in(slot))
             slots.untold[slot] = False
@@ -489,16 +499,19 @@ class Scheduler:
         return ("length", None) if num_tokens >= request.max_total_tokens else None
 
     def _commit_logprobs(
-        self, plan: SchedulerOutput, output: ModelRunnerOutput, live: np.ndarray
+        self, flight: _InFlight, output: ModelRunnerOutput, live: np.ndarray
     ) -> None:
+        slots, plan = self.slots, flight.plan
         rows = np.fromiter(output.logprobs, np.int64, len(output.logprobs))
-        slots = np.where(live[rows], plan.slots[rows], 0).tolist()
-        for (i, columns), slot in zip(output.logprobs.items(), slots, strict=True):
-            if slot:
-                if self._num_drafts:  # a stop may have cut the row
-                    first = int(plan.num_computed[i] + plan.num_scheduled[i] - plan.num_drafts[i])
-                    columns = cut(columns, 0, int(self.slots.known[slot]) - first)
-                self._outbox.logprobs(self._request_in(slot), columns)
+        rows = rows[live[rows]]
+        row_slots = flight.slots[rows]
+        clients, ids = slots.client[row_slots].tolist(), slots.wire_id[row_slots].tolist()
+        for i, client, wire_id in zip(rows.tolist(), clients, ids, strict=True):
+            columns = output.logprobs[i]
+            if self._num_drafts:  # a stop may have cut the row
+                first = int(plan.num_computed[i] + plan.num_scheduled[i] - plan.num_drafts[i])
+                columns = cut(columns, 0, int(slots.known[flight.slots[i]]) - first)
+            self._outbox.logprobs(client, wire_id, columns)
         for i in output.prompt_logprobs:
             if live[i]:
                 slot = int(plan.slots[i])
@@ -516,38 +529,43 @@ class Scheduler:
         done = request.prompt_logprobs_done
         assert start <= done
         if start + columns.n > done:
-            self._outbox.prompt_logprobs(request, cut(columns, done - start, columns.n))
+            new = cut(columns, done - start, columns.n)
+            self._outbox.prompt_logprobs(request.client, request.wire_id, new)
             request.prompt_logprobs_done = start + columns.n
 
-    def _commit_blocks(self, plan: SchedulerOutput, rows: np.ndarray, ends: np.ndarray) -> None:
+    def _commit_blocks(self, flight: _InFlight, rows: np.ndarray) -> None:
         """Rows that filled a block: their tokens are kept, the block becomes findable."""
         size = self.kv.block_size
-        ends = ends[rows]
-        filled = (ends // size > plan.num_computed[rows] // size).nonzero()[0]
+        ends = flight.ends[rows] // self._block_size
+        filled = (ends > flight.starts[rows] // self._block_size).nonzero()[0]
         if not len(filled):
             return
-        ends, slots = ends[filled], plan.slots[rows[filled]]
+        rows = rows[filled]
+        ends, slots = flight.ends[rows], flight.slots[rows]
         simple: list[int] = []
-        hashes: list[bytes] = []
-        blocks = self.slots.flush_blocks(slots, ends)
+        decoded: list[Request] = []
         for i, (slot, end) in enumerate(zip(slots.tolist(), ends.tolist(), strict=True)):
             request = self._request_in(slot)
-            known = request.block_hashes
-            if (
-                known
-                and end % size == 0
-                and len(request.tokens) == 4 * (end - size)
-                and (len(known) == end // size - 1)
-            ):
-                request.tokens += blocks[i]
-                known.append(block_hash(known[-1], blocks[i]))
+            before = end - size
+            hashed = len(request.block_hashes) * size
+            if hashed and hashed == before and len(request.tokens) == 4 * before:
                 simple.append(i)
-                hashes.append(known[-1])
+                decoded.append(request)
             else:
                 self.slots.flush(slot, end // size * size)
                 self.kv.commit(slot, request, end)
-        if simple and self.kv.enable_caching:
-            self.kv.commit_decodes(slots[simple], hashes, ends[simple])
+        if not simple:
+            return
+        if len(simple) < len(slots):
+            slots, ends = slots[simple], ends[simple]
+        hashes: list[bytes] = []
+        for request, block in zip(decoded, self.slots.flush_blocks(slots, ends), strict=True):
+            request.tokens += block
+            name = block_hash(request.block_hashes[-1], block)
+            request.block_hashes.append(name)
+            hashes.append(name)
+        if self.kv.enable_caching:
+            self.kv.commit_decodes(slots, hashes, ends)
 
     def _fail(self, request: Request) -> None:
         if request.slot:
@@ -587,7 +605,7 @@ class Scheduler:
                 output.token_ids[i, :1].copy(),
             )
             if i in output.logprobs:
-                self._outbox.logprobs(request, output.logprobs[i])
+                self._outbox.logprobs(request.client, request.wire_id, output.logprobs[i])
             self._tell_start(request)
         elif request.max_total_tokens == request.num_prompt_tokens and (
             not request.wants_prompt_logprobs
