@@ -140,7 +140,6 @@ def test_kv_budget() -> None:
 
 
 def test_kv_budget_of_a_cpu_is_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (plan._CPU_KV_BYTES, plan._CPU_KV_SHARE) == (worker._CPU_KV_BYTES, worker._CPU_KV_SHARE)
     cpu = DeviceInfo("cpu", "cpu", 0, 64 << 30, True, 2)
     for free, kv in ((64 << 30, 4 << 30), (9 << 30, 2 << 30)):
         monkeypatch.setattr(plan, "free_memory", lambda free=free: free)

@@ -18,7 +18,7 @@ from llmserve.api.app import build_app
 from llmserve.api.state import AppState
 from llmserve.config.server import ServerConfig
 from llmserve.core.messages import EngineFailed, EngineReady, ModelInfo
-from llmserve.engine.channel import receive_start
+from llmserve.engine.channel import announce, receive_start
 from llmserve.engine.client import EngineClient
 from llmserve.engine.launch import ApiStart
 from llmserve.errors import ConfigError, EngineError, LLMServeError, OverloadedError
@@ -194,8 +194,9 @@ def main() -> int:
                 )
             )
     except LLMServeError as error:
-        logger.error("%s", error)
-        return 2 if isinstance(error, ConfigError) else 1
+        user_error = isinstance(error, ConfigError)
+        announce(start.run_dir, start.supervisor, EngineFailed(error.message, user_error))
+        return 2 if user_error else 1
     finally:
         client.close()
     return 0

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+from pathlib import Path
 from types import FrameType
 
 from llmserve import envs
@@ -33,7 +34,7 @@ def listen(config: ServerConfig) -> socket.socket:
     """The bound, listening socket of the API; ConfigError says why an address cannot be had."""
     if config.uds:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        with contextlib.suppress(FileNotFoundError):
+        if Path(config.uds).is_socket():  # left by a server that was killed; never a file
             os.unlink(config.uds)
         address: str | tuple[str, int] = config.uds
     else:
@@ -105,7 +106,7 @@ class Supervisor:
         run_dir = make_run_dir()
         self.client = EngineClient(run_dir, 1)  # hears what the engine says of itself
         self.engine = EngineProcess(engine, 2, run_dir)
-        start = ApiStart(server, engine.model, run_dir, 0, sock.fileno())
+        start = ApiStart(server, engine.model, run_dir, 0, 1, sock.fileno())
         self.api = Child("llmserve.api.server", start, (sock.fileno(),))
         self._signals = 0
 

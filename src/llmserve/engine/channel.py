@@ -84,6 +84,15 @@ def drain(pull: zmq.Socket[bytes]) -> list[bytes]:
             return messages
 
 
+def announce(run_dir: str, index: int, message: FromEngine) -> None:
+    """One message to client `index`, from a process that is about to end or speaks for one."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    push = push_socket(context, client_address(run_dir, index), linger_ms=200)
+    push.send(Codec().encode(message))
+    push.close()
+    context.term()
+
+
 def send_start(channel: socket.socket, message: object) -> None:
     """Parent's side: the start message, length first. The channel stays open while we live."""
     data = msgspec.msgpack.encode(message)

@@ -13,14 +13,13 @@ import tempfile
 from pathlib import Path
 
 import msgspec
-import zmq
 
 from llmserve import envs
 from llmserve.config.engine import EngineConfig
 from llmserve.config.model import ModelConfig
 from llmserve.config.server import ServerConfig
 from llmserve.core.messages import EngineFailed, EngineReady, ModelInfo
-from llmserve.engine.channel import Codec, client_address, push_socket, send_start
+from llmserve.engine.channel import announce, send_start
 from llmserve.engine.client import EngineClient
 from llmserve.errors import ConfigError, EngineError
 
@@ -36,12 +35,14 @@ class EngineStart(msgspec.Struct):
 
 
 class ApiStart(msgspec.Struct):
-    """An API server process's start message. `socket_fd` listens already and is inherited."""
+    """An API server process's start message. `socket_fd` listens already and is inherited;
+    `supervisor` is the client that is told why the process ended."""
 
     server: ServerConfig
     model: ModelConfig
     run_dir: str
     client: int
+    supervisor: int
     socket_fd: int
 
 
@@ -119,11 +120,8 @@ class EngineProcess:
 
     def announce_death(self) -> None:
         """Tells every client what the dead engine could not."""
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        data = Codec().encode(EngineFailed("the engine process ended", False))
         for index in range(self.num_clients):
-            push_socket(context, client_address(self.run_dir, index), 200).send(data)
-        context.term()
+            announce(self.run_dir, index, EngineFailed("the engine process ended", False))
 
     def shutdown(self, timeout: float = 5.0) -> None:
         """Ends the engine and removes its folder; idempotent."""

@@ -34,7 +34,7 @@ from llmserve.engine.channel import (
 from llmserve.engine.core import EngineCore
 from llmserve.engine.launch import EngineStart
 from llmserve.engine.resolve import build
-from llmserve.errors import ConfigError
+from llmserve.errors import ConfigError, RequestError
 from llmserve.utils.logger import configure, get_logger
 
 logger = get_logger("llmserve.engine.process")  # as a main module, __name__ is another
@@ -85,7 +85,7 @@ class EngineCoreProc:
     def _handle(self, core: EngineCore, data: bytes) -> None:
         try:
             message = self._codec.decode_to_engine(data)
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        except (msgspec.DecodeError, RequestError, RecursionError) as error:
             self.num_bad_messages += 1
             logger.error("dropped a message that is none: %s", error)
             return

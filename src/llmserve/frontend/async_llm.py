@@ -122,6 +122,8 @@ class AsyncLLM:
         self.dead: EngineDeadError | None = None
         self._client = client
         self._processor = OutputProcessor(client, tokenizer)
+        blocks = model.num_kv_blocks
+        self._processor.stats = SchedulerStats(num_blocks_total=blocks, num_blocks_free=blocks)
         self._streams: dict[str, RequestStream] = {}
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._call_ids = itertools.count(1)
@@ -151,7 +153,7 @@ class AsyncLLM:
                 chat_template=chat_template,
                 default_template_kwargs=default_chat_template_kwargs or {},
             )
-        except BaseException:
+        except BaseException:  # boundary: what was started must not outlive the failure
             client.close()
             engine.shutdown()
             raise

@@ -64,7 +64,7 @@ class LLM:
         self._finalizer = weakref.finalize(self, _close, engine, client)
         try:
             self._open(config, engine, client, chat_template, default_chat_template_kwargs or {})
-        except BaseException:
+        except BaseException:  # boundary: what was started must not outlive the failure
             self._finalizer()
             raise
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from llmserve.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class DeviceInfo:
@@ -23,7 +25,10 @@ class DeviceInfo:
 
 def detect(requested: str) -> DeviceInfo:
     """The device for `--device`: "auto" is CUDA where a card answers."""
-    if requested == "cuda" or (requested == "auto" and torch.cuda.is_available()):
+    usable = requested != "cpu" and torch.cuda.is_available()
+    if requested == "cuda" and not usable:
+        raise ConfigError("--device cuda: no CUDA device can be used")
+    if usable:
         properties = torch.cuda.get_device_properties(0)
         return DeviceInfo(
             "cuda", properties.name, properties.major, properties.total_memory, True, 0

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""The engine in a process of its own, spoken to as the API server does."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import zmq
+
+from llmserve.core.messages import AbortRequests, SchedulerStats, UtilityCall, UtilityResult
+from llmserve.engine.channel import Codec, engine_address, push_socket
+from llmserve.engine.launch import EngineProcess, launch_engine
+from tests.helpers.fake_engine import Listener, fake_config, request
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineProcess]:
+    config = fake_config(tmp_path_factory.mktemp("model"), fake={"delay": 0.002})
+    process = launch_engine(config, num_clients=2)
+    yield process
+    process.shutdown()
+    assert not process.alive()
+    assert not Path(process.run_dir).exists()
+
+
+@pytest.fixture(scope="module")
+def listeners(engine: EngineProcess) -> Iterator[list[Listener]]:
+    clients = [engine.connect(0), engine.connect(1)]
+    for client in clients:
+        info = engine.wait_ready(client)
+        assert (info.logits_width, info.max_model_len) == (1000, 512)
+    yield [Listener(client) for client in clients]
+    for client in clients:
+        client.close()
+
+
+def _stats(listener: Listener) -> SchedulerStats:
+    call = len(listener.other) + 1000
+    listener.client.send(UtilityCall(listener.client.index, call, "stats"))
+    listener.until(
+        lambda it: any(isinstance(m, UtilityResult) and m.call_id == call for m in it.other)
+    )
+    (value,) = [
+        m.value for m in listener.other if isinstance(m, UtilityResult) and m.call_id == call
+    ]
+    return msgspec.convert(value, SchedulerStats)
+
+
+def test_clients_hear_their_own_requests_alone(listeners: list[Listener]) -> None:
+    one, two = listeners
+    one.client.send(request(0, 1, [5, 6, 7]))
+    two.client.send(request(1, 1, [5, 6, 7, 8], max_tokens=5))
+    one.until(lambda it: it.finished(1))
+    two.until(lambda it: it.finished(1))
+    assert (len(one.tokens[1]), len(two.tokens[1])) == (8, 5)
+    assert one.tokens[1][0] != two.tokens[1][0]
+    stats = _stats(one)
+    assert (stats.num_running, stats.num_waiting) == (0, 0)
+    assert stats.num_blocks_free + stats.num_blocks_cached == stats.num_blocks_total
+
+
+def test_abort_frees_and_is_answered(listeners: list[Listener]) -> None:
+    one = listeners[0]
+    one.client.send(request(0, 2, [9] * 40, max_tokens=400))
+    one.until(lambda it: len(it.tokens.get(2, [])) > 3)
+    one.client.send(AbortRequests(0, [2, 12345]))
+    one.until(lambda it: it.finished(2))
+    assert one.finished(2) == "abort"
+    assert _stats(one).num_running == 0
+
+
+def test_bad_token_ids_are_refused_for_that_request_alone(listeners: list[Listener]) -> None:
+    one = listeners[0]
+    one.client.send(request(0, 3, [5, 1000]))
+    one.client.send(request(0, 4, [5, -1]))
+    one.client.send(request(0, 5, [5, 6, 7]))
+    one.until(lambda it: all(it.finished(i) for i in (3, 4, 5)))
+    assert [one.finished(i) for i in (3, 4, 5)] == ["error", "error", "length"]
+    assert one.tokens[5] == one.tokens[1]
+
+
+def test_garbage_and_strangers_are_dropped(
+    engine: EngineProcess, listeners: list[Listener]
+) -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    push = push_socket(context, engine_address(engine.run_dir), 500)
+    for data in (
+        b"",
+        b"cos\nsystem\n(S'id'\ntR.",
+        b"\x93" * 4000,
+        b"\x91\xa3req",
+        b"\xc1" * 100,
+        b"\x91" * 100_000,
+    ):
+        push.send(data)
+    hostile = request(0, 8, [1])
+    hostile.params.temperature = -1.0
+    push.send(Codec().encode(hostile))
+    context.destroy(linger=500)
+    one = listeners[0]
+    one.client.send(request(7, 6, [1]))  # no such client
+    one.client.send(request(0, 7, [5, 6, 7]))
+    one.until(lambda it: it.finished(7))
+    assert one.tokens[7] == one.tokens[1]
+    assert engine.alive()
+
+
+def test_unknown_utility_is_answered(listeners: list[Listener]) -> None:
+    one = listeners[0]
+    one.client.send(UtilityCall(0, 77, "no_such_thing"))
+    one.until(lambda it: any(isinstance(m, UtilityResult) and m.call_id == 77 for m in it.other))
+    (result,) = [m for m in one.other if isinstance(m, UtilityResult) and m.call_id == 77]
+    assert result.error is not None
+    assert "no_such_thing" in result.error
+
+
+def test_sigterm_ends_it_with_zero(tmp_path: Path) -> None:
+    process = launch_engine(fake_config(tmp_path))
+    client = process.connect(0)
+    process.wait_ready(client)
+    process.child.process.send_signal(signal.SIGTERM)
+    assert process.child.process.wait(5) == 0
+    client.close()
+    process.shutdown()

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+import subprocess
+import sys
+from pathlib import Path
+
+from llmserve import envs
+
+
+def _read(name: str, **environment: str) -> str:
+    code = f"from llmserve import envs; print(envs.{name})"
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(Path(envs.__file__).parents[1]), "HOME": "/home/x"} | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return process.stdout.strip()
+
+
+def test_cache_folder_follows_the_environment() -> None:
+    assert _read("CACHE_DIR") == "/home/x/.cache/llmserve"
+    assert _read("CACHE_DIR", XDG_CACHE_HOME="/c") == "/c/llmserve"
+    assert _read("CACHE_DIR", XDG_CACHE_HOME="/c", LLMSERVE_CACHE_DIR="/own") == "/own"
+
+
+def test_vllms_name_of_the_key_works_too() -> None:
+    assert _read("API_KEY") == "None"
+    assert _read("API_KEY", VLLM_API_KEY="v") == "v"
+    assert _read("API_KEY", VLLM_API_KEY="v", LLMSERVE_API_KEY="o") == "o"
+
+
+def test_child_environment_is_ours_with_changes_on_top() -> None:
+    child = envs.child_environment(LLMSERVE_TEST="1")
+    assert child["LLMSERVE_TEST"] == "1"
+    assert "PATH" in child
