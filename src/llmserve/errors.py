@@ -3,7 +3,7 @@
 """The error tree. Users see these; everything else is a bug of ours and an `assert`.
 
 LLMServeError
-├── ConfigError              a flag, a file or a model that cannot be served: one line at start, exit 2
+├── ConfigError              a flag, file or model that cannot be served: one line, exit 2
 ├── RequestError        400  the request is wrong: names the field, the value and the limit
 │   ├── ContextLengthError 400
 │   └── NotFoundError      404

@@ -15,7 +15,6 @@ from llmserve.config.engine import EngineConfig
 from llmserve.config.hf import ModelDescription, ModelSource
 from llmserve.core.kv_spec import AnyKVSpec, FullAttentionSpec, SlidingWindowSpec
 from llmserve.errors import ConfigError
-from llmserve.worker import worker
 from llmserve.worker.device import DeviceInfo
 
 LLAMA_8B: dict[str, Any] = {

@@ -124,7 +124,7 @@ class TorchAttention(AttentionBackend):
             position = torch.arange(length - query_len, length, device=self.device).unsqueeze(1)
             key = torch.arange(lowest, length, device=self.device)
             hidden = key > position
-            if windowed:
+            if window is not None and windowed:
                 hidden |= key <= position - window
             mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device)
             mask.masked_fill_(hidden, -torch.inf)
@@ -169,6 +169,7 @@ class TorchAttention(AttentionBackend):
             if out is None:
                 return o
             out[batch.query] = o
+        assert out is not None, "a step without rows"
         return out
 
     def _attend(

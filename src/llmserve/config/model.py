@@ -5,7 +5,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from llmserve.config.flag import check_all, flag, not_negative, size
+from llmserve.config.flag import check_all, flag, size
 
 
 def _context(text: str) -> int:
@@ -32,8 +32,8 @@ class ModelConfig:
     )
     dtype: str = flag(
         "auto",
-        "Weights and activations. auto: the model's own on a GPU; on a CPU bfloat16 where it is fast, "
-        "else float32.",
+        "Weights and activations. auto: the model's own on a GPU; on a CPU bfloat16 where that is "
+        "fast, else float32.",
         choices=("auto", "float32", "float16", "bfloat16", "half", "float"),
     )
     max_model_len: int | None = flag(

@@ -25,7 +25,7 @@ class FullAttentionSpec(KVSpec, frozen=True, tag="full"):
 
 
 class SlidingWindowSpec(KVSpec, frozen=True, tag="window"):
-    """Like full attention, but only the last `window` tokens (the query's own included) are read."""
+    """Like full attention, but only the last `window` tokens (the query's own too) are read."""
 
     num_kv_heads: int
     head_dim: int

@@ -28,15 +28,15 @@ def write_kv_torch(
     """The reference."""
     block_size = kv_cache.shape[3]
     if len(slot_mapping) == 1:  # one copy per side costs a third of an index_put
-        block, offset = divmod(slot_mapping.item(), block_size)
+        block, offset = divmod(int(slot_mapping), block_size)
         token = kv_cache[block, :, :, offset]
         token[0].copy_(key[0])
         token[1].copy_(value[0])
         return
-    block = slot_mapping // block_size
-    offset = slot_mapping % block_size
-    kv_cache[:, 0][block, :, offset] = key
-    kv_cache[:, 1][block, :, offset] = value
+    blocks = slot_mapping // block_size
+    offsets = slot_mapping % block_size
+    kv_cache[:, 0][blocks, :, offsets] = key
+    kv_cache[:, 1][blocks, :, offsets] = value
 
 
 def write_kv_triton(

@@ -10,7 +10,7 @@ import torch
 
 @dataclass(frozen=True)
 class NormSpec:
-    """RMSNorm to apply to a linear's input: `weight` [in_features], already offset (Gemma's 1 + w)."""
+    """RMSNorm of a linear's input: `weight` [in_features], offset already (Gemma's 1 + w)."""
 
     weight: torch.Tensor
     eps: float
@@ -19,8 +19,8 @@ class NormSpec:
 class LinearMethod(ABC):
     """One linear's weight. `fuses` names what `apply` does natively; layers/ composes the rest.
 
-    Members of `fuses`: "norm" (RMSNorm of the input), "act" (gated activation of the output halves),
-    "residual" (adds to the output). `apply` is never called with an argument outside `fuses`.
+    Members of `fuses`: "norm" (RMSNorm of the input), "act" (gated activation of the output's
+    halves), "residual" (adds to the output). `apply` gets no argument outside `fuses`.
     """
 
     fuses: frozenset[str] = frozenset()
@@ -34,7 +34,7 @@ class LinearMethod(ABC):
         dtype: torch.dtype,
         device: torch.device,
     ) -> dict[str, torch.Tensor]:
-        """Empty parameters by checkpoint suffix: {"weight": ..., "bias": ..., "weight_scale": ...}."""
+        """Empty parameters by checkpoint suffix: weight, bias, weight_scale, ..."""
 
     @abstractmethod
     def finalize(self, params: dict[str, torch.Tensor]) -> None:

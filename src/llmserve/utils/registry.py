@@ -17,7 +17,7 @@ def load(target: str) -> Any:
 
 
 class Registry(Mapping[str, str]):
-    """`name -> "package.module:Class"`. Order is meaning: the first that fits is the automatic choice."""
+    """`name -> "package.module:Class"`; the first that fits is the automatic choice."""
 
     def __init__(self, kind: str, entries: dict[str, str]) -> None:
         self.kind = kind

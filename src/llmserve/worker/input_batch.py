@@ -93,14 +93,14 @@ class InputBatcher:
         query_start, seq_lens = start.int(), lens.int()
         metadata = []
         for group, size in enumerate(self.slots.block_sizes):
-            table = self.slots.device_tables[group]
+            on_device = self.slots.device_tables[group]
             if self.device.type == "cpu":
-                table = table[:, : -(-longest // size)]
+                on_device = on_device[:, : -(-longest // size)]
             metadata.append(
                 AttentionMetadata(
                     query_start=query_start,
                     seq_lens=seq_lens,
-                    block_table=table.index_select(0, row_slots),
+                    block_table=on_device.index_select(0, row_slots),
                     slot_mapping=sent[9 + group],
                     block_size=size,
                     num_rows=len(slots),
