@@ -52,7 +52,7 @@ def write_kv_triton(
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slot_mapping"])
 def _write_kv_kernel(
     key, value, kv_cache, slot_mapping,
     key_stride_t, key_stride_h, value_stride_t, value_stride_h,

@@ -215,7 +215,7 @@ def _combine_kernel(
     tl.store(row_out + dims, mean.to(out.dtype.element_ty), mask=dims < HEAD_DIM)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_row", "num_rows", "first_token"])
 def _prefill_kernel(
     query, kv_cache, block_table, query_start, seq_lens, out,
     query_stride_t, query_stride_h, out_stride_t, out_stride_h, table_stride,

@@ -59,7 +59,7 @@ def apply_rotary_triton(
     return query, key
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["positions"])
 def _rotary_kernel(
     query, key, positions, cos_sin_cache, num_heads,
     query_stride_t, query_stride_h, key_stride_t, key_stride_h,

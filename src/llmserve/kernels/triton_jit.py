@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
-"""Triton where it is installed; a CPU install has none and uses the torch references alone."""
+"""Triton where it is installed; a CPU install has none and uses the torch references alone.
+
+Arguments that change from step to step are not specialized on (a value of 1, multiples of 16,
+aligned addresses): each such case would be compiled when it first comes up, while serving.
+"""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -16,7 +20,9 @@ try:
 
     loop: Callable[..., Any] = tl.range
 except ImportError:
-    triton: Any = SimpleNamespace(jit=lambda kernel: kernel)  # type: ignore[no-redef]
+    triton: Any = SimpleNamespace(  # type: ignore[no-redef]
+        jit=lambda kernel=None, **options: kernel or (lambda function: function)
+    )
     tl: Any = None  # type: ignore[no-redef]
     loop = range
 

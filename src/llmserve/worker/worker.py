@@ -15,7 +15,8 @@ from llmserve.attention.registry import choose
 from llmserve.config.engine import EngineConfig
 from llmserve.config.hf import ModelDescription
 from llmserve.core.kv_spec import KVCacheConfig
-from llmserve.core.scheduler_output import SchedulerOutput
+from llmserve.core.sampling_params import SamplingParams
+from llmserve.core.scheduler_output import NewRequest, SchedulerOutput
 from llmserve.errors import ConfigError
 from llmserve.kv_cache.groups import page_bytes, plan_groups
 from llmserve.model_loader.loader import load_model
@@ -84,8 +85,7 @@ class Worker:
     def initialize_kv_cache(self, kv_config: KVCacheConfig, max_model_len: int) -> None:
         """Allocates the pool and runs one step of each kind. `max_model_len` is final by now."""
         self._runner = self._make_runner(kv_config, max_model_len)
-        for num_rows, num_tokens in ((1, min(16, max_model_len)), (1, 1)):
-            run_dummy(self.runner, num_rows, num_tokens)
+        warm_up(self.runner, max_model_len)
         if self.device.type == "cuda" and not self.config.device.enforce_eager:
             assert self.config.scheduler.max_num_seqs is not None
             began, free = time.monotonic(), torch.cuda.mem_get_info(self.device)[0]
@@ -161,8 +161,10 @@ class Worker:
         )
         longest = -(-scheduler.max_num_batched_tokens // scheduler.max_num_seqs)
         runner = self._make_runner(kv_config, longest)
+        rows, tokens = scheduler.max_num_seqs, scheduler.max_num_batched_tokens
+        counts = [tokens // rows + (row >= rows - tokens % rows) for row in range(rows)]
         torch.cuda.reset_peak_memory_stats(self.device)
-        run_dummy(runner, scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
+        run_dummy(runner, counts)
         peak = torch.cuda.max_memory_allocated(self.device)
         del runner
         torch.cuda.empty_cache()
@@ -181,18 +183,36 @@ class Worker:
         return available
 
 
-def run_dummy(runner: ModelRunner, num_rows: int, num_tokens: int) -> None:
-    """One step of `num_tokens` zeros in `num_rows` rows of the padding slot."""
-    counts = np.full(num_rows, num_tokens // num_rows, np.int32)
-    counts[num_rows - num_tokens % num_rows :] += 1
-    zeros = np.zeros(num_rows, np.int32)
+def warm_up(runner: ModelRunner, max_model_len: int) -> None:
+    """One step of each kind, so that none is compiled or loaded by the first who asks for it."""
+    prompt = np.zeros(1, np.int32)
+    kinds = [
+        SamplingParams(temperature=0.0),
+        SamplingParams(temperature=0.0, logprobs=1),
+        SamplingParams(),
+        SamplingParams(top_k=2, top_p=0.9, min_p=0.1),
+        SamplingParams(presence_penalty=1.0, repetition_penalty=1.1),
+    ]
+    for params in kinds:
+        runner.sampler.add(NewRequest(1, prompt, 1, 0, params, []))
+        run_dummy(runner, [1], slot=1)
+        runner.sampler.remove(1)
+    few = min(16, max_model_len)
+    for counts in ([few], [few, few], [1, few]):
+        run_dummy(runner, counts)
+
+
+def run_dummy(runner: ModelRunner, counts: list[int], slot: int = 0) -> None:
+    """One step of rows of `counts` zeros; what they keep goes to block 0."""
+    rows = len(counts)
+    zeros = np.zeros(rows, np.int32)
     plan = SchedulerOutput(
         step=0,
-        slots=zeros,
+        slots=np.full(rows, slot, np.int32),
         num_computed=zeros,
-        num_scheduled=counts,
+        num_scheduled=np.array(counts, np.int32),
         num_drafts=zeros,
-        sample=np.ones(num_rows, np.bool_),
+        sample=np.ones(rows, np.bool_),
         new_blocks=np.empty((0, 4), np.int32),
     )
     runner.forward(plan)
