@@ -3,18 +3,29 @@
 """The same request gives the same tokens, however it was scheduled.
 
 A tiny random model in float32 on the CPU, through the real scheduler, cache and runner. Every test
-asserts from counters that what it is about has happened.
+asserts from counters that what it is about has happened, and each is shown to notice a planted bug.
 """
 
 import re
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
+from llmserve.core.scheduler_output import NewRequest, SchedulerOutput
+from llmserve.engine import core
 from llmserve.errors import ConfigError
+from llmserve.kv_cache import prefix_hash
+from llmserve.kv_cache.manager import KVCacheManager
+from llmserve.kv_cache.prefix_hash import digest
+from llmserve.sampling.sampler import Sampler
+from llmserve.scheduler import scheduler
+from llmserve.scheduler.scheduler import Scheduler
+from llmserve.worker.input_batch import InputBatcher, StepInputs
 from tests.helpers.engine import Engine
 from tests.helpers.tiny_models import write_tiny_model
 
@@ -28,7 +39,9 @@ def _prompt(length: int) -> list[int]:
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp(request.param), request.param, seed=1)
+    return write_tiny_model(
+        tmp_path_factory.mktemp(request.param), request.param, seed=1, tie_word_embeddings=False
+    )
 
 
 @pytest.fixture
@@ -100,7 +113,7 @@ def test_salt_keeps_caches_apart(engine: Callable[..., Engine]) -> None:
 
 def test_preempted_equals_undisturbed(engine: Callable[..., Engine]) -> None:
     prompts = [_prompt(n) for n in (40, 44, 47, 50)]
-    params = {"max_tokens": 60} | SAMPLED
+    params = SAMPLED | {"max_tokens": 60, "temperature": 1.8, "frequency_penalty": 2.0}
     tight = engine(num_gpu_blocks_override=_smallest_pool(engine, 112) + 8, max_model_len=112)
     assert tight.generate(prompts, **params) == _solo(engine, prompts, **params)
     assert tight.core.stats().num_preemptions > 0
@@ -144,3 +157,117 @@ def test_whole_prompts_where_chunking_is_off(engine: Callable[..., Engine]) -> N
     whole = engine(enable_chunked_prefill=False, max_num_batched_tokens=256)
     assert whole.generate(prompts) == _solo(engine, prompts)
     assert whole.core.stats().num_chunked_prefills == 0
+
+
+# One planted bug for each oracle above: the oracle must notice it.
+# A bug is given `patch` and plants itself.
+Patch = pytest.MonkeyPatch
+
+
+def _on_build(patch: Patch, spoil: Callable[[SchedulerOutput, StepInputs], None]) -> None:
+    build = InputBatcher.build
+
+    def spoiled(self: InputBatcher, plan: SchedulerOutput, *rest: Any) -> StepInputs:
+        inputs = build(self, plan, *rest)
+        spoil(plan, inputs)
+        return inputs
+
+    patch.setattr(InputBatcher, "build", spoiled)
+
+
+def _rows_read_their_neighbours_blocks(patch: Patch) -> None:
+    def spoil(plan: SchedulerOutput, inputs: StepInputs) -> None:
+        for metadata in inputs.metadata:
+            metadata.block_table = metadata.block_table.roll(1, 0)
+
+    _on_build(patch, spoil)
+
+
+def _chunks_forget_what_came_before(patch: Patch) -> None:
+    def spoil(plan: SchedulerOutput, inputs: StepInputs) -> None:
+        for metadata in inputs.metadata:
+            rows = range(metadata.num_decode_rows, metadata.num_rows)
+            for row in rows:
+                metadata.seq_lens_cpu[row] = metadata.query_lens_cpu[row]
+
+    _on_build(patch, spoil)
+
+
+def _hashes_leave_out_the_tokens(patch: Patch) -> None:
+    for module in (prefix_hash, scheduler):
+        patch.setattr(module, "block_hash", lambda parent, tokens: digest(b"planted", parent))
+
+
+def _salts_are_ignored(patch: Patch) -> None:
+    root = digest(b"planted")
+    patch.setattr(prefix_hash, "root_hash", lambda salt: root)
+
+
+def _resumed_output_counts_as_prompt(patch: Patch) -> None:
+    add = Sampler.add
+
+    def spoiled(self: Sampler, request: NewRequest) -> None:
+        add(self, msgspec.structs.replace(request, num_prompt_tokens=len(request.token_ids)))
+
+    patch.setattr(Sampler, "add", spoiled)
+
+
+def _newest_step_is_committed_first(patch: Patch) -> None:
+    class Stack(deque[Any]):
+        def popleft(self) -> Any:
+            return self.pop()
+
+    patch.setattr(core, "deque", Stack)
+
+
+def _aborted_requests_keep_their_blocks(patch: Patch) -> None:
+    finish = Scheduler.abort
+
+    def spoiled(self: Scheduler, client: int, wire_id: int) -> None:
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(KVCacheManager, "release", lambda self, slot: None)
+            finish(self, client, wire_id)
+
+    patch.setattr(Scheduler, "abort", spoiled)
+
+
+def _priorities_are_turned_round(patch: Patch) -> None:
+    add = Scheduler.add
+    patch.setattr(
+        Scheduler,
+        "add",
+        lambda self, m: add(self, msgspec.structs.replace(m, priority=-m.priority)),
+    )
+
+
+def _prompts_are_cut_all_the_same(patch: Patch) -> None:
+    patch.setattr(Scheduler, "_trim", lambda self, todo, budget: min(todo, budget, 16))
+
+
+PLANTED: list[tuple[Callable[..., None], dict[str, Any], Callable[[Patch], None]]] = [
+    (test_batched_equals_solo, {"params": {}}, _rows_read_their_neighbours_blocks),
+    (test_batched_equals_solo, {"params": SAMPLED}, _rows_read_their_neighbours_blocks),
+    (test_chunked_equals_whole, {}, _chunks_forget_what_came_before),
+    (test_cached_equals_cold, {}, _hashes_leave_out_the_tokens),
+    (test_salt_keeps_caches_apart, {}, _salts_are_ignored),
+    (test_preempted_equals_undisturbed, {}, _resumed_output_counts_as_prompt),
+    (test_overlapped_equals_synchronous, {}, _newest_step_is_committed_first),
+    (test_an_abort_beside_it_changes_nothing, {}, _aborted_requests_keep_their_blocks),
+    (test_priority_goes_first, {}, _priorities_are_turned_round),
+    (test_whole_prompts_where_chunking_is_off, {}, _prompts_are_cut_all_the_same),
+]
+
+
+@pytest.mark.parametrize(
+    ("oracle", "arguments", "plant"), PLANTED, ids=[plant.__name__[1:] for *_, plant in PLANTED]
+)
+def test_a_planted_bug_is_noticed(
+    engine: Callable[..., Engine],
+    monkeypatch: Patch,
+    oracle: Callable[..., None],
+    arguments: dict[str, Any],
+    plant: Callable[[Patch], None],
+) -> None:
+    plant(monkeypatch)
+    with pytest.raises((AssertionError, LookupError, ValueError, RuntimeError)):
+        oracle(engine, **arguments)
