@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
-"""Scheduler, one behaviour at a time; what they do together is in test_simulation.py."""
+"""Scheduler, one behaviour at a time; what they do together is in test_scheduler_simulation.py."""
 
 import numpy as np
 import pytest
