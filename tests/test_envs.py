@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from llmserve import envs
 
 
@@ -35,3 +37,10 @@ def test_child_environment_is_ours_with_changes_on_top() -> None:
     child = envs.child_environment(LLMSERVE_TEST="1")
     assert child["LLMSERVE_TEST"] == "1"
     assert "PATH" in child
+
+
+def test_waiting_threads_sleep_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert envs.child_environment()["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert envs.child_environment()["OMP_WAIT_POLICY"] == "ACTIVE"

@@ -16,5 +16,10 @@ TRITON_INTERPRET: bool = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
 def child_environment(**overrides: str) -> dict[str, str]:
-    """This process's environment for a child, with `overrides` on top."""
-    return dict(os.environ) | overrides
+    """This process's environment for a child, with `overrides` on top.
+
+    Threads of a CPU engine sleep while they wait, unless the user says otherwise: spinning, they
+    take the cores from the threads that they wait for. Beside one other busy process on two cores
+    a decode step of the demo model took 760 ms instead of 36.
+    """
+    return {"OMP_WAIT_POLICY": "PASSIVE"} | dict(os.environ) | overrides

@@ -22,10 +22,10 @@ from llmserve.errors import ConfigError
 from llmserve.kv_cache import prefix_hash
 from llmserve.kv_cache.manager import KVCacheManager
 from llmserve.kv_cache.prefix_hash import digest
-from llmserve.sampling.sampler import Sampler
 from llmserve.scheduler import scheduler
 from llmserve.scheduler.scheduler import Scheduler
 from llmserve.worker.input_batch import InputBatcher, StepInputs
+from llmserve.worker.request_slots import RequestSlots
 from tests.helpers.engine import Engine
 from tests.helpers.tiny_models import write_tiny_model
 
@@ -204,12 +204,13 @@ def _salts_are_ignored(patch: Patch) -> None:
 
 
 def _resumed_output_counts_as_prompt(patch: Patch) -> None:
-    add = Sampler.add
+    """So their draws count from zero again."""
+    add = RequestSlots.add
 
-    def spoiled(self: Sampler, request: NewRequest) -> None:
+    def spoiled(self: RequestSlots, request: NewRequest) -> None:
         add(self, msgspec.structs.replace(request, num_prompt_tokens=len(request.token_ids)))
 
-    patch.setattr(Sampler, "add", spoiled)
+    patch.setattr(RequestSlots, "add", spoiled)
 
 
 def _newest_step_is_committed_first(patch: Patch) -> None:

@@ -133,8 +133,10 @@ def _uvicorn_config(state: AppState) -> uvicorn.Config:
         log.handlers[:] = own.handlers
         log.setLevel(_TRACE if level == "TRACE" else level)
         log.propagate = False
+    access = logging.getLogger("uvicorn.access")
+    access.filters[:] = [_is_no_probe]
     if server.disable_uvicorn_access_log:
-        logging.getLogger("uvicorn.access").handlers.clear()
+        access.handlers.clear()
     return uvicorn.Config(
         build_app(state),
         http="httptools",
@@ -147,6 +149,12 @@ def _uvicorn_config(state: AppState) -> uvicorn.Config:
         timeout_graceful_shutdown=_LAST_BYTES_S,
         backlog=2048,
     )
+
+
+def _is_no_probe(record: logging.LogRecord) -> bool:
+    """Probes come every few seconds for ever and say nothing."""
+    arguments = record.args if isinstance(record.args, tuple) else ()
+    return len(arguments) < 3 or not str(arguments[2]).startswith("/health")
 
 
 async def wait_ready(client: EngineClient) -> ModelInfo:
