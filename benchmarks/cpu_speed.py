@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GgufConfig
 
 from llmserve import LLM, SamplingParams
 from llmserve.config.hf import describe
@@ -38,7 +38,14 @@ def _prompts(batch: int) -> list[list[int]]:
 
 
 def _transformers(path: Path, dtype: torch.dtype) -> Callable[[int], None]:
-    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype)
+    # Left packed, weights would be multiplied by other kernels, in float32 whatever the dtype.
+    model = AutoModelForCausalLM.from_pretrained(
+        path.parent,
+        gguf_file=path.name,
+        dtype=dtype,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    assert all(parameter.dtype == dtype for parameter in model.parameters())
 
     def run(batch: int) -> None:
         ids = torch.tensor(_prompts(batch))

@@ -33,16 +33,23 @@ def test_product(dtype: torch.dtype, tolerance: float, rows: int, bias: bool) ->
     torch.testing.assert_close(ours.double(), expected, rtol=0, atol=tolerance * scale)
 
 
-def test_reorders_on_a_cpu_with_onednn() -> None:
+@pytest.mark.parametrize(("out_features", "wide"), [(256, True), (64, False)])
+def test_reorders_where_that_is_faster(out_features: int, wide: bool) -> None:
+    """float32 wide layers alone; bfloat16 all, where the processor multiplies it."""
+    onednn = torch.backends.mkldnn.is_available()
     method = UnquantizedLinear()
-    method.finalize(method.create(64, 64, False, torch.float32, CPU))
-    assert method.reordered == method.weight.is_mkldnn == torch.backends.mkldnn.is_available()
+    method.finalize(method.create(64, out_features, False, torch.float32, CPU))
+    assert method.reordered == method.weight.is_mkldnn == (onednn and wide)
+    method = UnquantizedLinear()
+    method.finalize(method.create(64, out_features, False, torch.bfloat16, CPU))
+    fast = onednn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    assert method.reordered == method.weight.is_mkldnn == fast
 
 
 def test_plain_where_onednn_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     method = UnquantizedLinear()
-    params = method.create(64, 32, False, torch.float32, CPU)
+    params = method.create(64, 256, False, torch.float32, CPU)
     params["weight"].normal_()
     method.finalize(params)
     x = torch.randn(3, 64)

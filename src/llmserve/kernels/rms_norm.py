@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from llmserve.kernels.triton_jit import next_power_of_2, tl, triton, use_triton
 
@@ -20,9 +19,9 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 def rms_norm_torch(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """The reference."""
-    if x.dtype == torch.float32:
-        return F.rms_norm(x, weight.shape, weight, eps)
-    return F.rms_norm(x.float(), weight.shape, weight.float(), eps).to(x.dtype)
+    if x.dtype == weight.dtype:  # float32 inside; F.rms_norm's wrapper costs a third more on a CPU
+        return torch.rms_norm(x, weight.shape, weight, eps)
+    return torch.rms_norm(x.float(), weight.shape, weight.float(), eps).to(x.dtype)
 
 
 def rms_norm_triton(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -4,7 +4,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -26,7 +26,14 @@ class Build:
     max_model_len: int
 
 
-class Layer(nn.Module):
+class Block(nn.Module):
+    """A module without hooks, which cost a decode step on a CPU more than a matrix product."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
+
+
+class Layer(Block):
     """A module whose parameters are allocated without values, filled by name, then finalized."""
 
     def new_parameter(self, name: str, value: torch.Tensor) -> None:
@@ -37,7 +44,7 @@ class Layer(nn.Module):
         """Once, after loading: turns the loaded parameters into what `forward` reads."""
 
 
-class Loadable(nn.Module):
+class Loadable(Block):
     """What model_loader/ knows of a model.
 
     PACKED: our stacked linear -> the checkpoint's parts, in order of rows. RENAME: prefixes of

@@ -2,7 +2,9 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """What a model's forward gets besides its weights."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -32,3 +34,10 @@ class ForwardBatch:
     positions: torch.Tensor  # int64 [num_tokens]
     logits_rows: torch.Tensor  # int64 [num_sampled]: last token of each row that draws
     layers: list[LayerKV]  # by layer id
+    _shared: dict[Any, Any] = field(default_factory=dict)
+
+    def once(self, key: Any, compute: Callable[..., Any], *args: Any) -> Any:
+        """`compute(*args)`, called by the first layer that asks for `key` in this step."""
+        if key not in self._shared:
+            self._shared[key] = compute(*args)
+        return self._shared[key]

@@ -3,14 +3,13 @@
 """The gated MLP."""
 
 import torch
-from torch import nn
 
-from llmserve.layers.base import Build
+from llmserve.layers.base import Block, Build
 from llmserve.layers.linear import Linear
 from llmserve.quantization.base import NormSpec
 
 
-class GatedMLP(nn.Module):
+class GatedMLP(Block):
     """down(act(gate(x)) * up(x)). `activation` is "silu" or "gelu_tanh"."""
 
     def __init__(

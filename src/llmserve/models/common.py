@@ -14,7 +14,7 @@ from llmserve.config.hf import ModelDescription
 from llmserve.core.kv_spec import AnyKVSpec, FullAttentionSpec, SlidingWindowSpec
 from llmserve.errors import ConfigError
 from llmserve.layers.attention import Attention
-from llmserve.layers.base import Build
+from llmserve.layers.base import Block, Build
 from llmserve.layers.embedding import Embedding, LMHead
 from llmserve.layers.forward_batch import ForwardBatch
 from llmserve.layers.linear import Linear
@@ -153,7 +153,7 @@ class DecoderConfig:
         return SlidingWindowSpec(self.num_kv_heads, self.head_dim, dtype.itemsize, window)
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(Block):
     """qkv_proj, attention, o_proj under the checkpoint's names."""
 
     def __init__(
@@ -182,7 +182,7 @@ class SelfAttention(nn.Module):
         return self.o_proj(mixed, residual=residual)
 
 
-class PreNormLayer(nn.Module):
+class PreNormLayer(Block):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(
@@ -205,7 +205,7 @@ class PreNormLayer(nn.Module):
         return self.mlp(x, self.post_attention_layernorm.spec, residual=x)
 
 
-class Decoder(nn.Module):
+class Decoder(Block):
     """Embedding, layers and the final norm; the checkpoint's `model.`."""
 
     def __init__(self, embed_tokens: Embedding, layers: list[nn.Module], norm: RMSNorm) -> None:

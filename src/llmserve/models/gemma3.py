@@ -9,7 +9,7 @@ from torch import nn
 
 from llmserve.config.hf import ModelDescription
 from llmserve.errors import ConfigError
-from llmserve.layers.base import Build
+from llmserve.layers.base import Block, Build
 from llmserve.layers.embedding import Embedding, LMHead
 from llmserve.layers.forward_batch import ForwardBatch
 from llmserve.layers.mlp import GatedMLP
@@ -19,7 +19,7 @@ from llmserve.models.common import PACKED, Decoder, DecoderConfig, Fields, SelfA
 from llmserve.models.interfaces import CausalLM
 
 
-class Gemma3Layer(nn.Module):
+class Gemma3Layer(Block):
     """x + norm(attention(norm(x))), then x + norm(mlp(norm(x)))."""
 
     def __init__(
