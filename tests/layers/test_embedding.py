@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -34,3 +35,20 @@ def test_untied_head_has_its_own_weight() -> None:
     embedding = Embedding(BUILD, 50, 16)
     head = LMHead(BUILD, embedding, tied=False)
     assert head.weight.shape == (50, 16) and head.weight is not embedding.weight
+
+
+@pytest.mark.parametrize("largest", [1e-8, 0.1, 60_000.0, 1e6])
+def test_logits_of_16_bit_weights_are_float32_at_any_scale(largest: float) -> None:
+    """Also where float16 would lose bits (under 6e-5) or overflow (over 65,504)."""
+    embedding = Embedding(BUILD, 300, 64)
+    embedding.weight.data.uniform_(-largest, largest)
+    embedding.weight.data[0, 0] = largest
+    head = LMHead(BUILD, embedding, tied=True)
+    head.finalize()
+    x = torch.randn(5, 64, dtype=torch.bfloat16)
+    expected = F.linear(x.double(), embedding.weight.double())
+    lost = x.double().abs().sum(1).max().item() * 2**-25
+    logits = head.logits(x)
+    assert logits.dtype == torch.float32
+    bound = lost + 1e-6 * expected.abs().max().item()
+    torch.testing.assert_close(logits.double(), expected, rtol=0, atol=bound)

@@ -31,7 +31,7 @@ class _Batch:
     num_rows: int
     query_len: int
     blocks: torch.Tensor  # int64 [rows * 2 * num_kv_heads * blocks]: of (block, 2, head) chunks
-    keep: slice  # of the gathered tokens
+    keep: slice | None  # of the gathered tokens, where it is not all of them
     poison: torch.Tensor | None  # int64: gathered tokens that were never written
     mask: torch.Tensor | None  # additive; [rows, 1, 1, keys] or [queries, keys]
     causal: bool
@@ -106,7 +106,7 @@ class TorchAttention(AttentionBackend):
                 unwritten[:, :1] * (sides * keys) + self.sides.T * keys + unwritten[:, 1:]
             ).flatten()
         return _Batch(
-            pick, len(rows), 1, self._chunks(blocks), slice(None), poison,
+            pick, len(rows), 1, self._chunks(blocks), None, poison,
             mask[:, None, None], False,
         )  # fmt: skip
 
@@ -128,7 +128,9 @@ class TorchAttention(AttentionBackend):
                 hidden |= key <= position - window
             mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device)
             mask.masked_fill_(hidden, -torch.inf)
-        keep = slice(lowest - first * size, length - first * size)
+        skipped = lowest - first * size
+        whole = skipped == 0 and length % size == 0
+        keep = None if whole else slice(skipped, length - first * size)
         query = slice(start, start + query_len)
         return _Batch(
             query, 1, query_len, self._chunks(blocks.unsqueeze(0)), keep, None, mask, causal
@@ -152,18 +154,20 @@ class TorchAttention(AttentionBackend):
             gathered = chunks.index_select(0, batch.blocks)
             if batch.poison is not None:
                 gathered.view(-1, dim).index_fill_(0, batch.poison, 0)
-            # [rows, 2, kv_head, keys, head_dim]
-            gathered = gathered.view(batch.num_rows, 2, heads, -1, dim)[:, :, :, batch.keep]
+            gathered = gathered.view(batch.num_rows, 2, heads, -1, dim)
+            if batch.keep is not None:
+                gathered = gathered[:, :, :, batch.keep]
             q = query if out is None else query[batch.query]
-            q = q.view(batch.num_rows, batch.query_len, heads, -1, dim)
+            k, v = gathered.unbind(1)  # [rows, kv_head, keys, head_dim]
             if batch.query_len == 1:
                 # The heads of a group are the queries of its KV head; no key is repeated.
-                q = q.squeeze(1)
-                o = self._attend(q, gathered[:, 0], gathered[:, 1], batch.mask, False)
+                q = q.view(batch.num_rows, heads, -1, dim)
+                o = self._attend(q, k, v, batch.mask, False)
             else:
-                q = q.squeeze(0).permute(1, 2, 0, 3)  # [kv_head, group, query, head_dim]
+                # [kv_head, group, query, head_dim]
+                q = q.view(batch.query_len, heads, -1, dim).permute(1, 2, 0, 3)
                 wide = (heads, q.shape[1], -1, -1)
-                k, v = (side.unsqueeze(1).expand(wide) for side in gathered[0])
+                k, v = (side.transpose(0, 1).expand(wide) for side in (k, v))
                 o = self._attend(q, k, v, batch.mask, batch.causal).permute(2, 0, 1, 3)
             o = o.reshape(-1, shape.num_heads, dim)
             if out is None:
