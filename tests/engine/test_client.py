@@ -15,7 +15,7 @@ from llmserve.engine.channel import (
     push_socket,
 )
 from llmserve.engine.client import EngineClient
-from llmserve.engine.launch import make_run_dir
+from llmserve.utils.child import make_run_dir
 
 
 def test_both_directions_and_the_descriptor() -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -45,7 +46,10 @@ class Recorder:
         return self.open > 0
 
     def stats(self) -> SchedulerStats:
-        return SchedulerStats()
+        started = list(
+            accumulate({"forward": 1, "commit": -1}.get(x.split()[0], 0) for x in self.log)
+        )
+        return SchedulerStats(max_in_flight=max(started))
 
 
 def _run(depth: int) -> tuple[list[str], EngineCore]:

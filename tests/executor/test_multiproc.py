@@ -28,8 +28,8 @@ def test_two_ranks_equal_one_process() -> None:
         assert facts.logits_width == 97
         two.initialize_kv_cache(tiny_kv(facts))
         assert generate(two, _PROMPT, 8) == want
-        two._processes[1].kill()
-        two._processes[1].wait()
+        two._children[1].process.kill()
+        two._children[1].process.wait()
         plan = plan_of(9, len(_PROMPT) + 7, 1)
         two.forward(plan)
         with pytest.raises(EngineError, match="rank 1 ended with code -9|rank 0: .*closed"):
@@ -38,7 +38,7 @@ def test_two_ranks_equal_one_process() -> None:
         two.shutdown()
     two.shutdown()
     assert not folder.exists()
-    assert all(process.returncode is not None for process in two._processes)
+    assert all(child.process.returncode is not None for child in two._children)
 
 
 def test_a_rank_that_cannot_start_says_why() -> None:

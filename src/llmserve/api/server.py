@@ -17,14 +17,15 @@ import uvloop
 from llmserve.api.app import build_app
 from llmserve.api.state import AppState
 from llmserve.config.server import ServerConfig
-from llmserve.core.messages import EngineFailed, EngineReady, ModelInfo
-from llmserve.engine.channel import announce, receive_start
-from llmserve.engine.client import EngineClient
+from llmserve.core.messages import EngineFailed, ModelInfo
+from llmserve.engine.channel import announce
+from llmserve.engine.client import EngineClient, model_in
 from llmserve.engine.launch import ApiStart
-from llmserve.errors import ConfigError, EngineError, LLMServeError, OverloadedError
+from llmserve.errors import ConfigError, LLMServeError, OverloadedError
 from llmserve.frontend.async_llm import AsyncLLM
 from llmserve.frontend.input_processor import InputProcessor
 from llmserve.metrics.stats import ThroughputLog
+from llmserve.utils.child import receive_start
 from llmserve.utils.logger import configure, get_logger
 
 logger = get_logger("llmserve.api.server")  # as a main module, __name__ is another
@@ -159,15 +160,8 @@ def _is_no_probe(record: logging.LogRecord) -> bool:
 
 async def wait_ready(client: EngineClient) -> ModelInfo:
     """Waits for the engine's word; ConfigError or EngineError if it gives up."""
-    model: ModelInfo | None = None
-    while model is None:
-        for message in client.receive():
-            if isinstance(message, EngineReady):
-                model = message.model
-            elif isinstance(message, EngineFailed):
-                raise (ConfigError if message.user_error else EngineError)(message.message)
-        if model is None:
-            await asyncio.sleep(_POLL_S)
+    while (model := model_in(client.receive())) is None:
+        await asyncio.sleep(_POLL_S)
     return model
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmserve.cli.args import parse_flags, take
-from llmserve.cli.client import DEFAULT_URL, Client
+from llmserve.cli.client import DEFAULT_URL, Client, lines
 from llmserve.config.flag import flag
 
 
@@ -63,12 +63,8 @@ def run(argv: list[str]) -> int:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # line editing in input()
     print(f"{body['model']} at {options.url}. Ctrl-D ends.")
-    while True:
-        try:
-            text = input("> ")
-        except EOFError:
-            print()
-            return 0
+    for text in lines():
         if text.strip():
             messages.append({"role": "user", "content": text})
             answer(client, body, messages)
+    return 0

@@ -4,7 +4,7 @@
 
 import http.client
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -89,6 +89,16 @@ class Client:
             connection.close()
             raise LLMServeError(f"{response.status} from {self.url}: {error_message(text)}")
         return connection, response
+
+
+def lines() -> Iterator[str]:
+    """What the user types, line by line, until the input ends."""
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            print()
+            return
 
 
 def error_message(body: str) -> str:

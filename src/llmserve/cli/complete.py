@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmserve.cli.args import parse_flags, take
-from llmserve.cli.client import DEFAULT_URL, Client
+from llmserve.cli.client import DEFAULT_URL, Client, lines
 from llmserve.config.flag import flag, positive
 
 
@@ -52,11 +52,7 @@ def run(argv: list[str]) -> int:
     if options.quick is not None:
         complete(client, body, options.quick)
         return 0
-    while True:
-        try:
-            text = input("> ")
-        except EOFError:
-            print()
-            return 0
+    for text in lines():
         if text:
             complete(client, body, text)
+    return 0

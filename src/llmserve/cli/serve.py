@@ -16,9 +16,9 @@ from llmserve.cli.capacity import started_table
 from llmserve.config.engine import ENGINE_GROUPS, EngineConfig
 from llmserve.config.server import ServerConfig
 from llmserve.core.messages import EngineFailed, EngineReady, ModelInfo
-from llmserve.engine.client import EngineClient
-from llmserve.engine.launch import ApiStart, Child, EngineProcess, make_run_dir
+from llmserve.engine.launch import ApiStart, launch_engine
 from llmserve.errors import ConfigError
+from llmserve.utils.child import Child
 from llmserve.utils.logger import configure, get_logger
 
 logger = get_logger(__name__)
@@ -103,10 +103,9 @@ class Supervisor:
         self._info: ModelInfo | None = None
         self._announced = False
         self._timeout = server.shutdown_timeout
-        run_dir = make_run_dir()
-        self.client = EngineClient(run_dir, 1)  # hears what the engine says of itself
-        self.engine = EngineProcess(engine, 2, run_dir)
-        start = ApiStart(server, engine.model, run_dir, 0, 1, sock.fileno())
+        self.engine = launch_engine(engine, num_clients=2)
+        self.client = self.engine.connect(1)  # hears what the engine says of itself
+        start = ApiStart(server, engine.model, self.engine.run_dir, 0, 1, sock.fileno())
         self.api = Child("llmserve.api.server", start, (sock.fileno(),))
         self._signals = 0
 

@@ -133,10 +133,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
 
 
 def _range_error(field: str, value: object, limit: str) -> RequestError:
-    code = None
-    return RequestError(
-        f"{field} must be {limit}, got {value}", param=field.split("[")[0], code=code
-    )
+    return RequestError(f"{field} must be {limit}, got {value}", param=field.split("[")[0])
 
 
 def _within(field: str, value: float, low: float, high: float) -> None:

@@ -3,23 +3,17 @@
 """The sockets and bytes between supervisor, API servers and engine.
 
 All sockets are ipc in one folder with mode 0700. The engine binds `engine.sock`; client i binds
-`client-i.sock`, which the engine connects to. A child gets its start message over an inherited
-socket, and reads its end of file as its parent's death.
+`client-i.sock`, which the engine connects to.
 """
 
-import os
-import signal
-import socket
-import threading
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import zmq
 
 from llmserve.core.messages import FromEngine, ToEngine
 
-T = TypeVar("T")
 _MAX_MESSAGE_BYTES = 1 << 30
 
 
@@ -91,29 +85,3 @@ def announce(run_dir: str, index: int, message: FromEngine) -> None:
     push.send(Codec().encode(message))
     push.close()
     context.term()
-
-
-def send_start(channel: socket.socket, message: object) -> None:
-    """Parent's side: the start message, length first. The channel stays open while we live."""
-    data = msgspec.msgpack.encode(message)
-    channel.sendall(len(data).to_bytes(8, "little") + data)
-
-
-def receive_start(fd: int, kind: type[T]) -> T:
-    """Child's side: reads the start message, then dies when the parent does.
-
-    SIGINT is left to the parent, which tells its children what to do.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    channel = socket.socket(fileno=fd)
-    stream = channel.makefile("rb")
-    length = int.from_bytes(stream.read(8), "little")
-    message = msgspec.msgpack.decode(stream.read(length), type=kind)
-
-    def watch() -> None:
-        stream.read(1)
-        channel.close()
-        os.killpg(0, signal.SIGKILL)  # whatever this process started goes too
-
-    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
-    return message

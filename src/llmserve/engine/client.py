@@ -2,9 +2,11 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """The frontend's end of the engine's sockets."""
 
+from collections.abc import Iterable
+
 import zmq
 
-from llmserve.core.messages import FromEngine, ToEngine
+from llmserve.core.messages import EngineFailed, EngineReady, FromEngine, ModelInfo, ToEngine
 from llmserve.engine.channel import (
     Codec,
     client_address,
@@ -13,6 +15,20 @@ from llmserve.engine.channel import (
     pull_socket,
     push_socket,
 )
+from llmserve.errors import ConfigError, EngineError
+
+
+def model_in(messages: Iterable[FromEngine]) -> ModelInfo | None:
+    """The model of an engine that says it is ready; None while it says nothing of the kind.
+
+    ConfigError or EngineError, with its reason, where it gives up.
+    """
+    for message in messages:
+        if isinstance(message, EngineReady):
+            return message.model
+        if isinstance(message, EngineFailed):
+            raise (ConfigError if message.user_error else EngineError)(message.message)
+    return None
 
 
 class EngineClient:

@@ -19,7 +19,6 @@ class EngineCore:
         self.executor = executor
         self.depth = depth
         self._in_flight: deque[tuple[SchedulerOutput, StepHandle]] = deque()
-        self._max_in_flight = 0
 
     @property
     def has_work(self) -> bool:
@@ -41,7 +40,6 @@ class EngineCore:
         if plan is not None:
             self.executor.forward(plan)
             self._in_flight.append((plan, self.executor.sample(plan)))
-            self._max_in_flight = max(self._max_in_flight, len(self._in_flight))
         if self._in_flight and (plan is None or len(self._in_flight) >= self.depth):
             done, handle = self._in_flight.popleft()
             self.scheduler.commit(done, handle.result())
@@ -54,9 +52,7 @@ class EngineCore:
 
     def stats(self) -> SchedulerStats:
         """Gauges and counters as they stand."""
-        stats = self.scheduler.stats()
-        stats.max_in_flight = self._max_in_flight
-        return stats
+        return self.scheduler.stats()
 
     def call(self, method: str, args: list[Any]) -> Any:
         """A utility by name; LookupError for one that does not exist."""

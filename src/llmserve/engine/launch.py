@@ -2,28 +2,18 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """Starting, watching and ending the engine process."""
 
-import contextlib
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 
 import msgspec
 
-from llmserve import envs
 from llmserve.config.engine import EngineConfig
 from llmserve.config.model import ModelConfig
 from llmserve.config.server import ServerConfig
-from llmserve.core.messages import EngineFailed, EngineReady, ModelInfo
-from llmserve.engine.channel import announce, send_start
-from llmserve.engine.client import EngineClient
-from llmserve.errors import ConfigError, EngineError
-
-_PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
+from llmserve.core.messages import EngineFailed, ModelInfo
+from llmserve.engine.channel import announce
+from llmserve.engine.client import EngineClient, model_in
+from llmserve.errors import EngineError
+from llmserve.utils.child import Child, make_run_dir
 
 
 class EngineStart(msgspec.Struct):
@@ -44,48 +34,6 @@ class ApiStart(msgspec.Struct):
     client: int
     supervisor: int
     socket_fd: int
-
-
-class Child:
-    """A process of ours: started with a message, alive as long as we are, ended as a group."""
-
-    def __init__(self, module: str, start: object, pass_fds: tuple[int, ...] = ()) -> None:
-        self._channel, theirs = socket.socketpair()
-        path = os.pathsep.join(
-            [_PACKAGE_ROOT, *envs.child_environment().get("PYTHONPATH", "").split(os.pathsep)]
-        )
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", module, str(theirs.fileno())],
-            pass_fds=(theirs.fileno(), *pass_fds),
-            stdin=subprocess.DEVNULL,
-            env=envs.child_environment(PYTHONPATH=path.rstrip(os.pathsep)),
-            start_new_session=True,  # Ctrl-C reaches us alone
-        )
-        theirs.close()
-        send_start(self._channel, start)
-
-    def alive(self) -> bool:
-        """Whether the process runs."""
-        return self.process.poll() is None
-
-    def terminate(self) -> None:
-        """SIGTERM to the process."""
-        if self.alive():
-            self.process.terminate()
-
-    def end(self, timeout: float) -> None:
-        """Waits `timeout` seconds for the process, then kills it and all it started."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(timeout)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        self._channel.close()
-
-
-def make_run_dir() -> str:
-    """A private folder for sockets; its path is short, as socket paths must be."""
-    return tempfile.mkdtemp(prefix="llmserve-", dir=envs.RUNTIME_DIR)
 
 
 class EngineProcess:
@@ -109,11 +57,9 @@ class EngineProcess:
         while True:
             client.wait(0.1)
             alive = self.alive()  # asked first: what it said before it died is then there
-            for message in client.receive():
-                if isinstance(message, EngineReady):
-                    return message.model
-                if isinstance(message, EngineFailed):
-                    raise (ConfigError if message.user_error else EngineError)(message.message)
+            model = model_in(client.receive())
+            if model is not None:
+                return model
             if not alive:
                 code = self.child.process.returncode
                 raise EngineError(f"the engine process ended while starting (exit code {code})")

@@ -29,12 +29,12 @@ from llmserve.engine.channel import (
     engine_address,
     pull_socket,
     push_socket,
-    receive_start,
 )
 from llmserve.engine.core import EngineCore
 from llmserve.engine.launch import EngineStart
 from llmserve.engine.resolve import build
 from llmserve.errors import ConfigError, RequestError
+from llmserve.utils.child import receive_start
 from llmserve.utils.logger import configure, get_logger
 
 logger = get_logger("llmserve.engine.process")  # as a main module, __name__ is another

@@ -187,11 +187,11 @@ def _size_cache(
     length = config.model.max_model_len
     assert length is not None and chunk is not None
     if length == -1:
-        blocks = pool().num_blocks - 1
-        groups = pool().groups
+        kv = pool()
 
         def too_long(tokens: int) -> bool:
-            return sum(blocks_at_peak(group, tokens, chunk) for group in groups) > blocks
+            needed = sum(blocks_at_peak(group, tokens, chunk) for group in kv.groups)
+            return needed > kv.num_blocks - 1
 
         length = bisect_left(range(1, model.max_model_len + 1), True, key=too_long)
         config = _set(config, "model", max_model_len=length)

@@ -8,10 +8,7 @@ each step they compare what they drew.
 
 import os
 import shutil
-import socket
-import subprocess
 import sys
-import tempfile
 from datetime import timedelta
 
 import msgspec
@@ -19,7 +16,6 @@ import torch
 import torch.distributed as dist
 import zmq
 
-from llmserve import envs
 from llmserve.config.engine import EngineConfig
 from llmserve.config.hf import ModelDescription
 from llmserve.core.kv_spec import KVCacheConfig
@@ -33,6 +29,7 @@ from llmserve.core.scheduler_output import (
 from llmserve.errors import ConfigError, EngineDeadError, EngineError
 from llmserve.executor.base import Executor, ModelFacts
 from llmserve.utils import logger
+from llmserve.utils.child import Child, make_run_dir, receive_start
 from llmserve.worker.worker import Worker
 
 _POLL_MS = 200
@@ -59,34 +56,19 @@ class MultiProcExecutor(Executor):
     def __init__(self, config: EngineConfig, model: ModelDescription) -> None:
         super().__init__(config, model)
         self.num_ranks = config.device.tensor_parallel_size
-        self._folder = tempfile.mkdtemp(prefix="llmserve-", dir=envs.RUNTIME_DIR)  # mode 0700
+        self._folder = make_run_dir()
         self._context = zmq.Context()
         self._answers = self._context.socket(zmq.PULL)
         self._answers.bind(f"ipc://{self._folder}/answers")
         self._ranks: list[zmq.Socket[bytes]] = []
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._lifelines: list[socket.socket] = []
+        self._children: list[Child] = []
         for rank in range(self.num_ranks):
             plans = self._context.socket(zmq.PUSH)
             # Connected, not bound: what is sent is queued though the rank may never come.
             plans.connect(f"ipc://{self._folder}/rank{rank}")
             self._ranks.append(plans)
-            self._start(RankConfig(rank, self.num_ranks, self._folder, config, model))
-
-    def _start(self, rank_config: RankConfig) -> None:
-        ours, theirs = socket.socketpair()
-        self._processes.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "llmserve.executor.multiproc", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env=envs.child_environment(PYTHONPATH=os.pathsep.join(filter(None, sys.path))),
-            )
-        )
-        theirs.close()
-        data = msgspec.msgpack.encode(rank_config)
-        ours.sendall(len(data).to_bytes(8, "little") + data)
-        self._lifelines.append(ours)  # closed when this process ends, however it ends
+            start = RankConfig(rank, self.num_ranks, self._folder, config, model)
+            self._children.append(Child("llmserve.executor.multiproc", start))
 
     def load(self) -> ModelFacts:
         """See Executor."""
@@ -111,14 +93,10 @@ class MultiProcExecutor(Executor):
 
     def shutdown(self) -> None:
         """See Executor."""
-        for lifeline in self._lifelines:
-            lifeline.close()
-        for process in self._processes:
-            try:
-                process.wait(_EXIT_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        for child in self._children:
+            child.terminate()
+        for child in self._children:
+            child.end(_EXIT_SECONDS)
         self._context.destroy(linger=0)
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -132,9 +110,10 @@ class MultiProcExecutor(Executor):
     def receive(self) -> bytes:
         """The next answer's payload; raises what a rank raised, or EngineDeadError."""
         while not self._answers.poll(_POLL_MS):
-            for rank, process in enumerate(self._processes):
-                if process.poll() is not None and not self._answers.poll(0):
-                    raise EngineDeadError(f"rank {rank} ended with code {process.returncode}")
+            for rank, child in enumerate(self._children):
+                if not child.alive() and not self._answers.poll(0):
+                    code = child.process.returncode
+                    raise EngineDeadError(f"rank {rank} ended with code {code}")
         what, payload = self._answers.recv_multipart()
         if what == b"config_error":
             raise ConfigError(payload.decode())
@@ -155,14 +134,13 @@ class MultiProcHandle:
 
 
 class Rank:
-    """One rank's process: runs what comes, in order, until the executor's process is gone."""
+    """One rank's process: runs what comes, in order, until the executor ends it."""
 
-    def __init__(self, rank_config: RankConfig, lifeline: socket.socket) -> None:
+    def __init__(self, rank_config: RankConfig) -> None:
         self.rank = rank_config.rank
         self.num_ranks = rank_config.num_ranks
         self.worker = Worker(rank_config.config, rank_config.model)
         self.plans: list[SchedulerOutput] = []
-        self._lifeline = lifeline
         context = zmq.Context()
         folder = rank_config.folder
         self._inbox = context.socket(zmq.PULL)
@@ -180,14 +158,8 @@ class Rank:
         )
 
     def run(self) -> int:
-        """Returns the exit code."""
-        poller = zmq.Poller()
-        poller.register(self._inbox, zmq.POLLIN)
-        poller.register(self._lifeline.fileno(), zmq.POLLIN)
+        """The exit code, where it cannot go on."""
         while True:
-            ready = dict(poller.poll())
-            if self._inbox not in ready:
-                return 0
             what, payload = self._inbox.recv_multipart()
             try:
                 answer = self._do(what, payload)
@@ -232,14 +204,9 @@ class Rank:
 
 def main(fd: int) -> int:
     """A rank's entry: its RankConfig comes over the inherited socket `fd`."""
-    lifeline = socket.socket(fileno=fd)
-    with lifeline.makefile("rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        rank_config = msgspec.msgpack.decode(stream.read(size), type=RankConfig)
+    rank_config = receive_start(fd, RankConfig)
     logger.configure(f"Worker rank={rank_config.rank}")
-    code = Rank(rank_config, lifeline).run()
-    dist.destroy_process_group()
-    return code
+    return Rank(rank_config).run()
 
 
 if __name__ == "__main__":

@@ -27,12 +27,6 @@ def write_kv_torch(
 ) -> None:
     """The reference."""
     block_size = kv_cache.shape[3]
-    if len(slot_mapping) == 1:  # one copy per side costs a third of an index_put
-        block, offset = divmod(int(slot_mapping), block_size)
-        token = kv_cache[block, :, :, offset]
-        token[0].copy_(key[0])
-        token[1].copy_(value[0])
-        return
     blocks = slot_mapping // block_size
     offsets = slot_mapping % block_size
     kv_cache[:, 0][blocks, :, offsets] = key
