@@ -14,7 +14,7 @@ def test_equals_float64(name: str) -> None:
     case = make_case(**CASES[name])
     backend = TritonPagedAttention(case.shape, torch.float32, torch.device("cpu"))
     backend.plan(case.metadata)
-    backend.partial.fill_(torch.nan)
+    backend.scratch.partial.fill_(torch.nan)
     out = backend.forward(case.query, case.kv_cache, case.metadata)
     torch.testing.assert_close(out.double(), case.expected(), atol=2e-5, rtol=1e-4)
 

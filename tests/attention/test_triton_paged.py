@@ -27,7 +27,7 @@ def test_gpu_equals_float64(name: str, dtype: torch.dtype) -> None:
     case = make_case(**CASES[name], dtype=dtype, device="cuda")
     backend = TritonPagedAttention(case.shape, dtype, torch.device("cuda"))
     backend.plan(case.metadata)
-    backend.partial.fill_(torch.nan)
+    backend.scratch.partial.fill_(torch.nan)
     out = backend.forward(case.query, case.kv_cache, case.metadata)
     tolerance = 2e-5 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(out.double(), case.expected(), atol=tolerance, rtol=tolerance)

@@ -38,7 +38,7 @@ def sample(
     """Token ids, -1 where invalid; `logits` is left as it is."""
     logits = torch.as_tensor(logits, dtype=torch.float32).clone()
     drawn = sampler.sample(logits, np.array(slots, np.int32), np.array(index, np.int32))
-    return drawn.token_ids.masked_fill(drawn.invalid, -1).tolist()
+    return drawn.token_ids.masked_fill(drawn.tokens[1].bool(), -1).tolist()
 
 
 def reference_gumbel(seed: int, index: int, width: int) -> np.ndarray:

@@ -21,12 +21,14 @@ def _compile(arch: int, decode: bool, kind: str, head_dim: int, window: int, sof
     tile_q, tile_k, stages, warps = tile_sizes(head_dim, _SIZES[kind], decode)
     types = {"query": f"*{kind}", "kv_cache": f"*{kind}", "out": f"*{kind}", "softcap": "fp32"}
     types |= {"block_table": "*i32", "seq_lens": "*i32", "query_start": "*i32", "scale": "fp32"}
-    types |= {"partial": "*fp32", "partial_lse": "*fp32"}
-    types |= {"first_row": "i32", "num_rows": "i32", "first_token": "i32"}
+    types |= {"partial": "*fp32", "partial_lse": "*fp32", "arrived": "*i32", "row_counts": "*i32"}
+    types |= {"first_row": "i32", "num_rows": "i32"}
+    more = {"SPLITS": 32, "PDL": True} if decode else {}
+    more |= {"COUNTED": True}
     compile_for(
         arch, module._decode_kernel if decode else module._prefill_kernel, types, warps, stages,
         GROUP=4, HEAD_DIM=head_dim, BLOCK_SIZE=16, TILE_Q=tile_q, TILE_K=tile_k,
-        TILE_D=next_power_of_2(head_dim), WINDOW=window, SOFTCAP=soft,
+        TILE_D=next_power_of_2(head_dim), WINDOW=window, SOFTCAP=soft, **more,
     )  # fmt: skip
 
 
@@ -41,10 +43,6 @@ if not envs.TRITON_INTERPRET:
     @pytest.mark.parametrize("decode", [True, False])
     def test_compiles_with_window_and_softcap(decode: bool) -> None:
         _compile(120, decode, "bf16", 128, 512, True)
-
-    def test_combine_compiles() -> None:
-        types = {"partial": "*fp32", "partial_lse": "*fp32", "out": "*bf16"}
-        compile_for(120, module._combine_kernel, types, SPLITS=32, HEAD_DIM=256, TILE_D=256)
 
 
 def test_num_splits_depends_on_rows_not_lengths() -> None:

@@ -14,7 +14,7 @@ from tests.helpers.paged import run_interpreted
 torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize("shape", [(1, 576), (7, 33), (3, 4, 80)])
+@pytest.mark.parametrize("shape", [(1, 576), (7, 33), (130, 80)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_equals_float64(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     wide = torch.randn(shape[0], 3, *shape[1:]).to(dtype)
@@ -42,4 +42,4 @@ if not envs.TRITON_INTERPRET:
     @pytest.mark.parametrize("arch", ARCHITECTURES)
     def test_compiles(arch: int) -> None:
         types = {"x": "*bf16", "weight": "*bf16", "out": "*bf16", "hidden": "i32", "eps": "fp32"}
-        compile_for(arch, module._rms_norm_kernel, types, BLOCK=4096)
+        compile_for(arch, module._rms_norm_kernel, types, BLOCK=4096, PDL=True)

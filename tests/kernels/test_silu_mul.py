@@ -43,4 +43,4 @@ if not envs.TRITON_INTERPRET:
     @pytest.mark.parametrize("arch", ARCHITECTURES)
     def test_compiles(arch: int, gelu: bool) -> None:
         types = {"x": "*bf16", "out": "*bf16", "intermediate": "i32"}
-        compile_for(arch, module._gated_act_kernel, types, GELU=gelu, BLOCK=1024)
+        compile_for(arch, module._gated_act_kernel, types, GELU=gelu, BLOCK=1024, PDL=True)

@@ -200,7 +200,7 @@ def test_rows_without_finite_logits_touch_no_other(greedy: bool) -> None:
         drawn = sampler.sample(
             torch.from_numpy(broken.copy()), np.array(slots, np.int32), np.full(12, step, np.int32)
         )
-        assert drawn.invalid.nonzero().flatten().tolist() == bad
+        assert drawn.tokens[1].nonzero().flatten().tolist() == bad
         for row, token in enumerate(drawn.token_ids.tolist()):
             assert token == (0 if row in bad else expected[row])
 
@@ -380,7 +380,7 @@ def test_a_gpu_draws_the_same_tokens_and_waits_for_nothing() -> None:
         torch.cuda.set_sync_debug_mode("default")
         torch.cuda.synchronize()
         expected = cpu.sample(logits, order, index)
-        assert torch.equal(drawn.invalid.cpu(), expected.invalid)
+        assert torch.equal(drawn.tokens.cpu(), expected.tokens)
         differing.update(order[(drawn.token_ids.cpu() != expected.token_ids).numpy()].tolist())
         columns = drawn.logprob_columns()
         for row, packed in expected.logprob_columns().items():

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+from typing import Any
+
 import numpy as np
 import pytest
 
-from llmserve.worker.cuda_graph import capture_sizes
+from llmserve.worker.cuda_graph import capture_sizes, mixed_sizes
 from tests.helpers.tiny_runner import CONFIGS, Driver, random_prompt
 
 
@@ -17,27 +19,50 @@ def test_capture_sizes_end_at_the_most_rows() -> None:
         assert all(b <= 2 * a or b <= 8 for a, b in zip(sizes, sizes[1:], strict=False))
 
 
+def test_mixed_sizes_end_at_the_most_tokens() -> None:
+    assert mixed_sizes(10) == [10]
+    assert mixed_sizes(100) == [16, 32, 64, 96, 100]
+    assert mixed_sizes(16384)[-1] == 2048
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("architecture", CONFIGS)
 @pytest.mark.parametrize("params", [{}, {"temperature": 1.0, "seed": 11}])
 def test_graph_equals_eager(architecture: str, params: dict[str, float]) -> None:
-    """Token for token, with rows that come and go and a prefill between the decodes."""
+    """Token for token, with rows that come and go and prompts beside the decodes."""
     prompts = {slot: random_prompt(n, slot) for slot, n in {1: 5, 2: 33, 3: 70}.items()}
     runs = []
     for graphs in (False, True):
         driver = Driver(architecture, device="cuda")
         if graphs:
-            driver.runner.capture([1, 2, 4])
+            driver.runner.capture([1, 2, 4], [16, 40], 5)
+            replays = count_replays(driver.runner.graphs)
         out: dict[int, list[int]] = {}
-        replays = 0
         for slot, prompt in prompts.items():
             driver.add(slot, prompt, **params)
-            for todo in ({slot: len(prompt)}, *[dict.fromkeys(range(1, slot + 1), 1)] * 6):
-                replays += todo.keys() == set(range(1, slot + 1)) and max(todo.values()) == 1
+            others = dict.fromkeys(range(1, slot), 1)
+            whole = {slot: len(prompt)} if slot < 3 else {slot: 38}
+            last = [] if slot < 3 else [others | {slot: 32}]
+            decodes = [dict.fromkeys(range(1, slot + 1), 1)] * 6
+            for todo in (others | whole, *last, *decodes):
                 for row, tokens in driver.step(todo).items():
                     out.setdefault(row, []).extend(tokens)
         runs.append(out)
-        assert replays == 18
-        assert (driver.runner.graphs is not None) == graphs
+    # 70 tokens beside two rows are two steps of 40 and 34
+    assert replays == {"_replay_decode": 18, "_replay_mixed": 4}
     assert runs[0] == runs[1]
     assert len(set(np.concatenate(list(runs[0].values())))) > 3
+
+
+def count_replays(graphs: Any) -> dict[str, int]:
+    """Counts from now on."""
+    counts = {"_replay_decode": 0, "_replay_mixed": 0}
+    for name in counts:
+        original = getattr(graphs, name)
+
+        def counted(*args: Any, name: str = name, original: Any = original) -> Any:
+            counts[name] += 1
+            return original(*args)
+
+        setattr(graphs, name, counted)
+    return counts

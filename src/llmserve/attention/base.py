@@ -30,6 +30,9 @@ class AttentionMetadata:
     int64 [num_tokens] (block * block_size + offset; where each token's K and V are written).
     The host knows `num_rows`, `num_decode_rows`, `max_query_len`, `max_seq_len` and the two lists
     of lengths, so that planning needs no device sync.
+
+    In a graph of mixed steps these are bounds, and `row_counts` int32 [2] on the device holds the
+    number of decode rows and of rows; `query_start` of padding rows is the number of tokens.
     """
 
     query_start: torch.Tensor
@@ -43,6 +46,7 @@ class AttentionMetadata:
     max_seq_len: int
     query_lens_cpu: list[int]
     seq_lens_cpu: list[int]
+    row_counts: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,11 @@ class AttentionBackend(ABC):
         self.shape = shape
         self.dtype = dtype
         self.device = device
+
+    @classmethod
+    def missing(cls, shape: AttentionShape, dtype: torch.dtype, family: int) -> str | None:
+        """What this install lacks to run layers that the capabilities allow."""
+        return None
 
     @abstractmethod
     def plan(self, metadata: AttentionMetadata) -> None:

@@ -11,7 +11,7 @@ from llmserve.attention.base import (
     AttentionShape,
     Capabilities,
 )
-from llmserve.kernels.paged_attention import num_splits, paged_decode, paged_prefill
+from llmserve.kernels.paged_attention import DecodeScratch, paged_decode, paged_prefill
 
 
 class TritonPagedAttention(AttentionBackend):
@@ -25,29 +25,22 @@ class TritonPagedAttention(AttentionBackend):
         else (torch.bfloat16, torch.float16, torch.float32),
         window=True,
         softcap=True,
-        graph="decode",
+        graph="mixed",
     )
 
     def __init__(self, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(shape, dtype, device)
-        self.num_sms = (
-            torch.cuda.get_device_properties(device).multi_processor_count
-            if device.type == "cuda"
-            else 4
-        )
-        self.partial = torch.empty(0, device=device)
-        self.partial_lse = torch.empty(0, device=device)
+        self.scratch = DecodeScratch(device)
 
     def plan(self, metadata: AttentionMetadata) -> None:
         """Scratch for the decode rows."""
-        rows, shape = metadata.num_decode_rows, self.shape
-        if rows == 0:
-            return
+        shape = self.shape
         keys = metadata.block_table.shape[1] * metadata.block_size
-        splits = num_splits(rows, shape.num_kv_heads, min(keys, shape.window or keys), self.num_sms)
-        size = (rows, shape.num_heads, splits)
-        self.partial = torch.empty(*size, shape.head_dim, dtype=torch.float32, device=self.device)
-        self.partial_lse = torch.empty(size, dtype=torch.float32, device=self.device)
+        if metadata.num_decode_rows:
+            self.scratch.fit(
+                metadata.num_decode_rows, shape.num_heads, shape.num_kv_heads, shape.head_dim,
+                min(keys, shape.window or keys),
+            )  # fmt: skip
 
     def forward(
         self, query: torch.Tensor, kv_cache: torch.Tensor, metadata: AttentionMetadata
@@ -55,14 +48,16 @@ class TritonPagedAttention(AttentionBackend):
         """See AttentionBackend."""
         shape, rows = self.shape, metadata.num_decode_rows
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        counts = metadata.row_counts
         if rows:
             paged_decode(
                 query[:rows], kv_cache, metadata.block_table, metadata.seq_lens, out,
-                self.partial, self.partial_lse, shape.scale, shape.window, shape.softcap,
+                self.scratch, counts, shape.scale, shape.window, shape.softcap,
             )  # fmt: skip
-        if rows < metadata.num_rows:
+        first = 0 if counts is not None else rows
+        if first < metadata.num_rows:
             paged_prefill(
                 query, kv_cache, metadata.block_table, metadata.query_start, metadata.seq_lens,
-                out, rows, rows, shape.scale, shape.window, shape.softcap,
+                out, first, counts, shape.scale, shape.window, shape.softcap,
             )  # fmt: skip
         return out

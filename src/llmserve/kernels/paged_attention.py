@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from llmserve.kernels.triton_jit import loop, next_power_of_2, tl, triton
+from llmserve.kernels.triton_jit import loop, next_power_of_2, pdl_of, tl, triton
 
 SHARED_MEMORY_LIMIT = 101_376  # bytes a block may use on compute capability 12.x
 _MAX_SPLITS = 32
@@ -37,39 +37,66 @@ def tile_sizes(head_dim: int, element_size: int, decode: bool) -> tuple[int, int
     return 32, 16, 1, 4
 
 
+class DecodeScratch:
+    """What the splits of a decode leave for each other: `partial` float32 [num_rows, num_heads,
+    splits, head_dim], `partial_lse` float32 [num_rows, num_heads, splits], and `arrived` int32
+    [>= num_rows * num_kv_heads], which is zeros, and zeros again afterwards.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.num_sms = 4
+        if device.type == "cuda":
+            self.num_sms = torch.cuda.get_device_properties(device).multi_processor_count
+        self.partial = self.partial_lse = torch.empty(0, device=device)
+        self.arrived = torch.zeros(0, dtype=torch.int32, device=device)
+
+    def fit(
+        self, num_rows: int, num_heads: int, num_kv_heads: int, head_dim: int, max_keys: int
+    ) -> None:
+        """Sizes it for rows of up to `max_keys` keys."""
+        splits = num_splits(num_rows, num_kv_heads, max_keys, self.num_sms)
+        size = (num_rows, num_heads, splits)
+        self.partial = torch.empty(*size, head_dim, dtype=torch.float32, device=self.device)
+        self.partial_lse = torch.empty(size, dtype=torch.float32, device=self.device)
+        if len(self.arrived) < num_rows * num_kv_heads:
+            self.arrived = torch.zeros(
+                num_rows * num_kv_heads, dtype=torch.int32, device=self.device
+            )
+
+
 def paged_decode(
     query: torch.Tensor,
     kv_cache: torch.Tensor,
     block_table: torch.Tensor,
     seq_lens: torch.Tensor,
     out: torch.Tensor,
-    partial: torch.Tensor,
-    partial_lse: torch.Tensor,
+    scratch: DecodeScratch,
+    row_counts: torch.Tensor | None,
     scale: float,
     window: int | None,
     softcap: float | None,
 ) -> None:
-    """`query`, `out` [num_rows, num_heads, head_dim], one token a row; `kv_cache` [num_blocks, 2,
-    num_kv_heads, block_size, head_dim]; `block_table` int32 [num_rows, max_blocks]; `seq_lens`
-    int32 [num_rows], 0 for a padding row (its output is zeros). `partial` float32 [num_rows,
-    num_heads, splits, head_dim] and `partial_lse` float32 [num_rows, num_heads, splits] are
-    scratch.
+    """`query`, `out` [num_rows, num_heads, head_dim], one token a row, `out` contiguous; `kv_cache`
+    [num_blocks, 2, num_kv_heads, block_size, head_dim]; `block_table` int32 [num_rows, max_blocks];
+    `seq_lens` int32 [num_rows], 0 for a padding row (its output is zeros); `scratch` fits.
+    With `row_counts` int32 [2] only its first number of rows is computed.
     """
     num_rows, num_heads, head_dim = query.shape
     _, _, num_kv_heads, block_size, _ = kv_cache.shape
+    partial, partial_lse, arrived = scratch.partial, scratch.partial_lse, scratch.arrived
     splits = partial.shape[2]
     group = num_heads // num_kv_heads
     tile_q, tile_k, stages, warps = tile_sizes(head_dim, query.element_size(), True)
     _decode_kernel[(num_rows, num_kv_heads, splits)](
-        query, kv_cache, block_table, seq_lens, partial, partial_lse,
+        query, kv_cache, block_table, seq_lens, out, partial, partial_lse, arrived,
+        arrived if row_counts is None else row_counts,
         query.stride(0), query.stride(1), block_table.stride(0), scale, softcap or 0.0,
-        GROUP=group, HEAD_DIM=head_dim, BLOCK_SIZE=block_size,
+        GROUP=group, HEAD_DIM=head_dim, BLOCK_SIZE=block_size, SPLITS=splits,
+        COUNTED=row_counts is not None,
         TILE_Q=max(tile_q, next_power_of_2(group)), TILE_K=tile_k, TILE_D=next_power_of_2(head_dim),
-        WINDOW=window or 0, SOFTCAP=softcap is not None, num_stages=stages, num_warps=warps,
-    )  # fmt: skip
-    _combine_kernel[(num_rows, num_heads)](
-        partial, partial_lse, out, out.stride(0), out.stride(1),
-        SPLITS=splits, HEAD_DIM=head_dim, TILE_D=next_power_of_2(head_dim), num_warps=4,
+        WINDOW=window or 0, SOFTCAP=softcap is not None, **pdl_of(query),
+        num_stages=stages, num_warps=warps,
     )  # fmt: skip
 
 
@@ -81,27 +108,29 @@ def paged_prefill(
     seq_lens: torch.Tensor,
     out: torch.Tensor,
     first_row: int,
-    first_token: int,
+    row_counts: torch.Tensor | None,
     scale: float,
     window: int | None,
     softcap: float | None,
 ) -> None:
-    """Rows from `first_row` on (whose first token is `first_token`) of `query`, `out` [num_tokens,
-    num_heads, head_dim]; `query_start` int32 [num_rows + 1]; the rest as in `paged_decode`.
+    """Rows from `first_row` on, those before it of one token, of `query`, `out` [num_tokens,
+    num_heads, head_dim]; `query_start` int32 [num_rows + 1]; the rest as in `paged_decode`. With
+    `row_counts` int32 [2] the rows are those from its first number on, up to its second.
     """
     num_tokens, num_heads, head_dim = query.shape
     _, _, num_kv_heads, block_size, _ = kv_cache.shape
     num_rows = len(seq_lens) - first_row
     tile_q, tile_k, stages, warps = tile_sizes(head_dim, query.element_size(), False)
     # Every row has at most one unfilled tile: an upper bound that needs no lengths.
-    tiles = (num_tokens - first_token) // tile_q + num_rows
+    tiles = (num_tokens - first_row) // tile_q + num_rows
     _prefill_kernel[(tiles, num_heads)](
         query, kv_cache, block_table, query_start, seq_lens, out,
         query.stride(0), query.stride(1), out.stride(0), out.stride(1), block_table.stride(0),
-        first_row, num_rows, first_token, scale, softcap or 0.0,
+        seq_lens if row_counts is None else row_counts, first_row, num_rows, scale, softcap or 0.0,
         GROUP=num_heads // num_kv_heads, HEAD_DIM=head_dim, BLOCK_SIZE=block_size,
         TILE_Q=tile_q, TILE_K=tile_k, TILE_D=next_power_of_2(head_dim),
-        WINDOW=window or 0, SOFTCAP=softcap is not None, num_stages=stages, num_warps=warps,
+        WINDOW=window or 0, SOFTCAP=softcap is not None, COUNTED=row_counts is not None,
+        num_stages=stages, num_warps=warps,
     )  # fmt: skip
 
 
@@ -140,93 +169,129 @@ def _attend_tile(
 
 @triton.jit
 def _decode_kernel(
-    query, kv_cache, block_table, seq_lens, partial, partial_lse,
+    query, kv_cache, block_table, seq_lens, out, partial, partial_lse, arrived, row_counts,
     query_stride_t, query_stride_h, table_stride, scale, softcap,
-    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, SPLITS: tl.constexpr,
     TILE_Q: tl.constexpr, TILE_K: tl.constexpr, TILE_D: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, COUNTED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One program: a row, a KV head with its group of query heads, a split of the keys."""
+    """One program: a row, a KV head with its group of query heads, a split of the keys. The last
+    split of a row to arrive joins them, each weighted by its share of the softmax."""
     row = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1).to(tl.int64)
     split = tl.program_id(2)
     kv_heads = tl.num_programs(1)
-    splits = tl.num_programs(2)
+    heads = tl.arange(0, TILE_Q)
+    dims = tl.arange(0, TILE_D)
+    keys = tl.arange(0, TILE_K)
+    head = kv_head * GROUP + heads
+    mine = (heads < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     length = tl.load(seq_lens + row)
     low = 0
     if WINDOW > 0:
         low = tl.maximum(length - WINDOW, 0)
     first_tile = low // TILE_K
     tiles = tl.cdiv(length, TILE_K) - first_tile
-    per_split = tl.cdiv(tiles, splits)
+    per_split = tl.maximum(tl.cdiv(tiles, SPLITS), 1)
+    active = tl.cdiv(tiles, per_split)
     begin = first_tile + split * per_split
     end = tl.minimum(begin + per_split, first_tile + tiles)
-
-    heads = tl.arange(0, TILE_Q)
-    dims = tl.arange(0, TILE_D)
-    head = kv_head * GROUP + heads
-    mine = (heads < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
-    q = tl.load(
-        query + row * query_stride_t + head[:, None] * query_stride_h + dims[None, :],
-        mask=mine, other=0.0,
-    )  # fmt: skip
-    query_pos = tl.zeros([TILE_Q], tl.int32) + (length - 1)
-    acc = tl.zeros([TILE_Q, TILE_D], tl.float32)
-    row_max = tl.full([TILE_Q], float("-inf"), tl.float32)
-    row_sum = tl.zeros([TILE_Q], tl.float32)
-    side = BLOCK_SIZE * HEAD_DIM
-    base = kv_cache + kv_head * side
-    block_stride = 2 * kv_heads.to(tl.int64) * side
-    value_offset = kv_heads.to(tl.int64) * side
-    for tile in loop(begin, end):
-        acc, row_max, row_sum = _attend_tile(
-            q, base, block_table + row * table_stride, tile * TILE_K, length, low, query_pos,
-            acc, row_max, row_sum, block_stride, value_offset, scale, softcap,
-            HEAD_DIM, BLOCK_SIZE, TILE_K, TILE_D, 0, SOFTCAP,
+    out_row = out + (row * kv_heads + kv_head) * GROUP * HEAD_DIM
+    mine_to_do = (begin < end) | (split == 0)  # a row of length 0 is split 0's
+    if COUNTED:
+        mine_to_do = mine_to_do & (row < tl.load(row_counts))
+    if mine_to_do:
+        q = tl.load(
+            query + row * query_stride_t + head[:, None] * query_stride_h + dims[None, :],
+            mask=mine, other=0.0,
         )  # fmt: skip
-    at = (row * kv_heads * GROUP + head) * splits + split
-    empty = row_sum == 0.0
-    lse = tl.where(empty, float("-inf"), row_max + tl.log(tl.where(empty, 1.0, row_sum)))
-    tl.store(partial_lse + at, lse, mask=heads < GROUP)
-    out = acc / tl.where(empty, 1.0, row_sum)[:, None]
-    tl.store(partial + at[:, None] * HEAD_DIM + dims[None, :], out, mask=mine)
+        acc = tl.zeros([TILE_Q, TILE_D], tl.float32)
+        row_max = tl.full([TILE_Q], float("-inf"), tl.float32)
+        row_sum = tl.zeros([TILE_Q], tl.float32)
+        side = BLOCK_SIZE * HEAD_DIM
+        base = kv_cache + kv_head * side
+        table_row = block_table + row * table_stride
+        at = begin * TILE_K + keys
+        block = tl.load(table_row + at // BLOCK_SIZE, mask=at < length, other=0)
+        for tile in loop(begin, end):
+            at = tile * TILE_K + keys
+            # A tile ahead, so that no load of keys waits for one of addresses
+            ahead = at + TILE_K
+            next_block = tl.load(table_row + ahead // BLOCK_SIZE, mask=ahead < length, other=0)
+            seen = at < length
+            if WINDOW > 0:
+                seen = seen & (at >= low)
+            keys_at = block.to(tl.int64) * 2 * kv_heads * side + (at % BLOCK_SIZE) * HEAD_DIM
+            inside = seen[:, None] & (dims < HEAD_DIM)[None, :]
+            k_at = base + keys_at[:, None] + dims[None, :]
+            k = tl.load(k_at, mask=inside, other=0.0)
+            v = tl.load(k_at + kv_heads.to(tl.int64) * side, mask=inside, other=0.0)
+            scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+            if SOFTCAP:
+                scores = softcap * (2.0 * tl.sigmoid(2.0 * scores / softcap) - 1.0)
+            scores = tl.where(seen[None, :], scores * 1.4426950408889634, float("-inf"))
+            new_max = tl.maximum(row_max, tl.max(scores, axis=1))
+            weights = tl.exp2(scores - new_max[:, None])
+            decay = tl.exp2(row_max - new_max)
+            row_sum = row_sum * decay + tl.sum(weights, axis=1)
+            acc = acc * decay[:, None]
+            acc = acc + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+            row_max = new_max
+            block = next_block
+        result = acc / tl.where(row_sum == 0.0, 1.0, row_sum)[:, None]
+        if active <= 1:
+            to = out_row + heads[:, None] * HEAD_DIM + dims[None, :]
+            tl.store(to, result.to(out.dtype.element_ty), mask=mine)
+        else:
+            base_at = (row * kv_heads + kv_head) * GROUP
+            part_at = (base_at + heads) * SPLITS + split
+            tl.store(partial_lse + part_at, row_max + tl.log2(row_sum), mask=heads < GROUP)
+            tl.store(partial + part_at[:, None] * HEAD_DIM + dims[None, :], result, mask=mine)
+            tl.debug_barrier()
+            counter = arrived + row * kv_heads + kv_head
+            if tl.atomic_add(counter, 1, sem="acq_rel") == active - 1:
+                splits = tl.arange(0, SPLITS)
+                there = splits < active
+                for g in tl.static_range(GROUP):
+                    from_at = (base_at + g) * SPLITS + splits
+                    lse = tl.load(
+                        partial_lse + from_at, mask=there, other=float("-inf"),
+                        cache_modifier=".cg",
+                    )  # fmt: skip
+                    part = tl.load(
+                        partial + from_at[:, None] * HEAD_DIM + dims[None, :],
+                        mask=there[:, None] & (dims < HEAD_DIM)[None, :], other=0.0,
+                        cache_modifier=".cg",
+                    )  # fmt: skip
+                    share = tl.exp2(lse - tl.max(lse, axis=0))
+                    mean = tl.sum(part * share[:, None], axis=0) / tl.sum(share, axis=0)
+                    tl.store(
+                        out_row + g * HEAD_DIM + dims, mean.to(out.dtype.element_ty),
+                        mask=dims < HEAD_DIM,
+                    )  # fmt: skip
+                tl.store(counter, 0)
 
 
-@triton.jit
-def _combine_kernel(
-    partial, partial_lse, out, out_stride_t, out_stride_h,
-    SPLITS: tl.constexpr, HEAD_DIM: tl.constexpr, TILE_D: tl.constexpr,
-):  # fmt: skip
-    """Sums a row's splits, each weighted by its share of the softmax."""
-    row = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1).to(tl.int64)
-    at = (row * tl.num_programs(1) + head) * SPLITS + tl.arange(0, SPLITS)
-    dims = tl.arange(0, TILE_D)
-    lse = tl.load(partial_lse + at)
-    top = tl.max(lse, axis=0)
-    weight = tl.exp(lse - tl.where(top == float("-inf"), 0.0, top))
-    total = tl.sum(weight, axis=0)
-    part = tl.load(
-        partial + at[:, None] * HEAD_DIM + dims[None, :],
-        mask=(dims < HEAD_DIM)[None, :], other=0.0,
-    )  # fmt: skip
-    mean = tl.sum(part * weight[:, None], axis=0) / tl.where(total == 0.0, 1.0, total)
-    row_out = out + row * out_stride_t + head * out_stride_h
-    tl.store(row_out + dims, mean.to(out.dtype.element_ty), mask=dims < HEAD_DIM)
-
-
-@triton.jit(do_not_specialize=["first_row", "num_rows", "first_token"])
+@triton.jit(do_not_specialize=["first_row", "num_rows"])
 def _prefill_kernel(
     query, kv_cache, block_table, query_start, seq_lens, out,
     query_stride_t, query_stride_h, out_stride_t, out_stride_h, table_stride,
-    first_row, num_rows, first_token, scale, softcap,
+    row_counts, first_row, num_rows, scale, softcap,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     TILE_Q: tl.constexpr, TILE_K: tl.constexpr, TILE_D: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, COUNTED: tl.constexpr,
 ):  # fmt: skip
     """One program: TILE_Q queries of one row and one head. Row r's tiles start at number
     (its first token) // TILE_Q + r, which leaves each row at least the tiles that it needs.
     """
+    if COUNTED:
+        first_row = tl.load(row_counts)
+        num_rows = tl.load(row_counts + 1) - first_row
+        if num_rows == 0:
+            return
     tile = tl.program_id(0)
     head = tl.program_id(1).to(tl.int64)
     kv_heads = tl.num_programs(1) // GROUP
@@ -234,7 +299,7 @@ def _prefill_kernel(
     right = num_rows
     while right - left > 1:
         middle = (left + right) // 2
-        start = tl.load(query_start + first_row + middle) - first_token
+        start = tl.load(query_start + first_row + middle) - first_row
         if start // TILE_Q + middle <= tile:
             left = middle
         else:
@@ -242,7 +307,7 @@ def _prefill_kernel(
     row = (first_row + left).to(tl.int64)
     row_start = tl.load(query_start + row)
     row_end = tl.load(query_start + row + 1)
-    number = tile - ((row_start - first_token) // TILE_Q + left)
+    number = tile - ((row_start - first_row) // TILE_Q + left)
     query_len = row_end - row_start
     if number * TILE_Q >= query_len:
         return

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import torch
 
-from llmserve.kernels.triton_jit import next_power_of_2, tl, triton, use_triton
+from llmserve.kernels.triton_jit import next_power_of_2, pdl_of, tl, triton, use_triton
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """`x` [num_tokens, hidden] or [num_tokens, heads, hidden] with a contiguous last dimension,
-    `weight` [hidden] of any float dtype (already offset, where a model stores weight - 1).
-    Returns a new contiguous tensor like `x`: x / sqrt(mean(x^2) + eps) * weight.
+    """`x` [num_tokens, hidden] with a contiguous last dimension, `weight` [hidden] of any float
+    dtype (already offset, where a model stores weight - 1). Returns a new contiguous tensor like
+    `x`: x / sqrt(mean(x^2) + eps) * weight.
     """
     return rms_norm_triton(x, weight, eps) if use_triton(x) else rms_norm_torch(x, weight, eps)
 
@@ -26,27 +26,29 @@ def rms_norm_torch(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.T
 
 def rms_norm_triton(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """One program a row."""
-    rows = x if x.dim() == 3 else x.unsqueeze(1)
-    num_tokens, heads, hidden = rows.shape
+    num_tokens, hidden = x.shape
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if num_tokens:
         block = next_power_of_2(hidden)
-        _rms_norm_kernel[(num_tokens, heads)](
-            rows, weight, out, rows.stride(0), rows.stride(1), hidden, eps,
-            BLOCK=block, num_warps=min(max(block // 512, 1), 16),
+        _rms_norm_kernel[(num_tokens,)](
+            x, weight, out, x.stride(0), hidden, eps, BLOCK=block, **pdl_of(x),
+            num_warps=min(max(block // 512, 1), 16),
         )  # fmt: skip
     return out
 
 
 @triton.jit
-def _rms_norm_kernel(x, weight, out, stride_t, stride_h, hidden, eps, BLOCK: tl.constexpr):
+def _rms_norm_kernel(
+    x, weight, out, stride, hidden, eps, BLOCK: tl.constexpr, PDL: tl.constexpr
+):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     inside = cols < hidden
-    row = tl.load(x + token * stride_t + head * stride_h + cols, mask=inside, other=0.0)
-    row = row.to(tl.float32)
-    scale = 1.0 / tl.sqrt(tl.sum(row * row, axis=0) / hidden + eps)
     w = tl.load(weight + cols, mask=inside, other=0.0).to(tl.float32)
-    out_row = out + (token * tl.num_programs(1) + head) * hidden
-    tl.store(out_row + cols, (row * scale * w).to(out.dtype.element_ty), mask=inside)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    row = tl.load(x + token * stride + cols, mask=inside, other=0.0).to(tl.float32)
+    scale = 1.0 / tl.sqrt(tl.sum(row * row, axis=0) / hidden + eps)
+    to = out + token * hidden + cols
+    tl.store(to, (row * scale * w).to(out.dtype.element_ty), mask=inside)

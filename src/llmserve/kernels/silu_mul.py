@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from llmserve.kernels.triton_jit import tl, triton, use_triton
+from llmserve.kernels.triton_jit import pdl_of, tl, triton, use_triton
 
 
 def gated_act(x: torch.Tensor, kind: str) -> torch.Tensor:
@@ -29,7 +29,7 @@ def gated_act_triton(x: torch.Tensor, kind: str) -> torch.Tensor:
     out = torch.empty(num_tokens, intermediate, dtype=x.dtype, device=x.device)
     if num_tokens:
         _gated_act_kernel[(num_tokens, -(-intermediate // _BLOCK))](
-            x, out, intermediate, GELU=kind == "gelu_tanh", BLOCK=_BLOCK, num_warps=4
+            x, out, intermediate, GELU=kind == "gelu_tanh", BLOCK=_BLOCK, **pdl_of(x), num_warps=4
         )
     return out
 
@@ -38,10 +38,15 @@ _BLOCK = 1024
 
 
 @triton.jit
-def _gated_act_kernel(x, out, intermediate, GELU: tl.constexpr, BLOCK: tl.constexpr):
+def _gated_act_kernel(
+    x, out, intermediate, GELU: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
+):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = cols < intermediate
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     gate = tl.load(x + token * 2 * intermediate + cols, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(x + (token * 2 + 1) * intermediate + cols, mask=inside, other=0.0).to(tl.float32)
     if GELU:

@@ -6,6 +6,7 @@ Arguments that change from step to step are not specialized on (a value of 1, mu
 aligned addresses): each such case would be compiled when it first comes up, while serving.
 """
 
+import functools
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -39,6 +40,19 @@ if envs.TRITON_INTERPRET:
 def use_triton(x: torch.Tensor) -> bool:
     """Whether `x` goes to a Triton kernel: on a GPU, and everywhere in the interpreter."""
     return x.is_cuda or envs.TRITON_INTERPRET
+
+
+@functools.cache
+def _has_pdl(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def pdl_of(x: torch.Tensor) -> dict[str, bool]:
+    """Launch arguments for programmatic dependent launch where `x`'s device has it: a kernel then
+    starts while the one before it ends. Such a kernel calls gdc_wait in every program before it
+    reads or writes anything but weights, and never returns before it.
+    """
+    return {"PDL": True, "launch_pdl": True} if _has_pdl(x.device) else {"PDL": False}
 
 
 def next_power_of_2(n: int) -> int:

@@ -46,7 +46,8 @@ class Linear(Layer):
         act: str | None = None,
         residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """act(norm(x) W^T + b) + residual; `act` is a gated activation of the output's halves."""
+        """act(norm(x) W^T + b) + residual; `act` is a gated activation of the output's halves, and
+        `residual` may be overwritten."""
         fuses = self.method.fuses
         if norm is not None and "norm" not in fuses:
             x, norm = rms_norm(x, norm.weight, norm.eps), None

@@ -20,7 +20,8 @@ class LinearMethod(ABC):
     """One linear's weight. `fuses` names what `apply` does natively; layers/ composes the rest.
 
     Members of `fuses`: "norm" (RMSNorm of the input), "act" (gated activation of the output's
-    halves), "residual" (adds to the output). `apply` gets no argument outside `fuses`.
+    halves), "residual" (adds to the output, and may overwrite what it adds). `apply` gets no
+    argument outside `fuses`.
     """
 
     fuses: frozenset[str] = frozenset()

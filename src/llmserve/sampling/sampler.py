@@ -4,7 +4,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -44,9 +44,13 @@ MIN_TEMPERATURE = 0.01
 class SampledBatch:
     """What one `Sampler.sample` drew."""
 
-    token_ids: Tensor  # int64 [n], on the device
-    invalid: Tensor  # bool [n], on the device
-    _columns: list[tuple[Rows, HostColumns]]
+    tokens: Tensor  # int64 [2, n], on the device: ids, and 1 for each that is invalid
+    _columns: list[tuple[Rows, HostColumns]] = field(default_factory=list)
+
+    @property
+    def token_ids(self) -> Tensor:
+        """int64 [n]"""
+        return self.tokens[0]
 
     def logprob_columns(self) -> dict[int, LogprobColumns]:
         """By row, for rows that asked. To be called after the device has finished the step."""
@@ -176,7 +180,25 @@ class Sampler:
             (rows, columns(values, rows.of(token_ids), k))
             for (rows, k), values in zip(batch.logprobs, logprobs, strict=True)
         ]
-        return SampledBatch(token_ids, invalid, host)
+        return SampledBatch(torch.stack((token_ids, invalid.long())), host)
+
+    def plain_draw(self, slots: np.ndarray) -> bool | None:
+        """Whether any of the rows is random, if nothing but a draw is asked for; else None."""
+        batch = self._batch_of(slots)
+        if batch.processors or batch.logprobs or not isinstance(batch.draw, _KernelDraw):
+            return None
+        return batch.draw.random
+
+    def draw_plain(
+        self, logits: Tensor, slots: Tensor, output_index: Tensor, random: bool
+    ) -> Tensor:
+        """`sample` of rows of which `plain_draw` is `random` (or False), without the host: can be
+        captured. `slots`, `output_index` int64 [n]; returns int64 [2, n] as in SampledBatch."""
+        token_ids, invalid, _ = draw_rows(
+            logits, slots, self._device_params, self._device_seeds, output_index, self._arrived,
+            random=random, truncated=random,
+        )  # fmt: skip
+        return torch.stack((token_ids, invalid.long()))
 
     def prompt_logprobs(self, logits: Tensor, targets: Tensor, k: int) -> LogprobColumns:
         """Of `targets` int64 [m] under `logits` [m, logits_width] (one or more rows), always raw.

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
-"""Whole decode steps as CUDA graphs: one copy to the device and one launch."""
+"""Whole steps as CUDA graphs: one copy to the device and one launch, and one more for the draw."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 
 from llmserve.attention.base import AttentionMetadata
 from llmserve.core.scheduler_output import SchedulerOutput
-from llmserve.worker.input_batch import InputBatcher, StepInputs
+from llmserve.worker.input_batch import HostStep, InputBatcher, StepInputs
 
 _MAX_ROWS = 512
+_MAX_TOKENS = 2048  # of a step with prompts: above, the device is slower than its launches
 
 
 def capture_sizes(max_num_seqs: int) -> list[int]:
@@ -21,75 +24,116 @@ def capture_sizes(max_num_seqs: int) -> list[int]:
     return [size for size in sizes if size < most] + [most]
 
 
-class DecodeGraphs:
-    """Steps in which every row runs one token, padded to the next captured number of rows.
+def mixed_sizes(max_num_batched_tokens: int) -> list[int]:
+    """Tokens of the graphs of steps with prompts in them."""
+    sizes = [16, 32, 64, 96, 128, 192, 256, 384, 512, 640, 768, 1024, 1280, 1536, 1792, _MAX_TOKENS]
+    most = min(max_num_batched_tokens, _MAX_TOKENS)
+    return [size for size in sizes if size < most] + [most]
+
+
+@dataclass(slots=True)
+class _Graph:
+    """A captured forward. `draws` by whether any row is random: what it drew, int64 [2, rows]."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: StepInputs
+    hidden: torch.Tensor  # [num_tokens, hidden], overwritten by the next replay
+    draws: dict[bool, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = field(default_factory=dict)
+
+
+class StepGraphs:
+    """Steps of one token a row, padded to the next captured number of rows; and, with `mixed`
+    sizes, steps with prompts of up to `max_rows` rows, padded to the next number of tokens.
 
     `forward` turns a step's inputs into its hidden states, and is the same function that runs such
-    steps without a graph. Padding rows are slot 0 with no tokens; they write to block 0.
+    steps without a graph; `draw` turns hidden states, slots, output indices and whether any row is
+    random into token ids and whether each is invalid, int64 [2, rows]. Padding rows are slot 0 with
+    no tokens, padding tokens of no row; both write to block 0.
     """
 
     def __init__(
         self,
         batcher: InputBatcher,
         sizes: list[int],
+        mixed: list[int],
+        max_rows: int,
         max_model_len: int,
         forward: Callable[[StepInputs], torch.Tensor],
+        draw: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, bool], torch.Tensor],
     ) -> None:
         self._batcher = batcher
         self._slots = batcher.slots
         self._max_model_len = max_model_len
-        self._forward = forward
-        self._height = 4 + len(self._slots.block_sizes)
-        self._packed = torch.zeros(
-            self._height * sizes[-1], dtype=torch.int64, device=self._slots.device
-        )
+        self._max_rows = max_rows
+        groups = len(self._slots.block_sizes)
+        self._height = 5 + groups
+        most = max([self._height * sizes[-1], *(self._mixed_width(size) for size in mixed)])
+        self._packed = torch.zeros(most, dtype=torch.int64, device=self._slots.device)
         self._starts = torch.arange(sizes[-1] + 1, dtype=torch.int32, device=self._slots.device)
-        self._size_for = np.zeros(sizes[-1] + 1, np.int64)
+        self._pool: tuple[int, int] | None = None
+        self._decode: dict[int, _Graph] = {}
+        self._mixed: dict[int, _Graph] = {}
+        # The largest first: the smaller ones fit into its memory
+        for size in reversed(mixed):
+            self._mixed[size] = self._capture(self._mixed_inputs, size, forward)
         for size in reversed(sizes):
-            self._size_for[: size + 1] = size
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, StepInputs, torch.Tensor]] = {}
-        pool = None
-        for size in reversed(sizes):  # the largest first: the smaller ones fit into its memory
-            inputs = self._inputs(size)
-            self._forward(inputs)  # compiles and loads what capture must not
-            torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
-                inputs = self._inputs(size)
-                hidden = self._forward(inputs)
-            pool = pool or graph.pool()
-            self._graphs[size] = (graph, inputs, hidden)
+            made = self._capture(self._decode_inputs, size, forward)
+            self._decode[size] = made
+            index = self._packed[4 * size : 5 * size]
+            for random in (False, True):
+                inputs = (made.hidden, made.inputs.last_slots, index, random)
+                made.draws[random] = self._record(partial(draw, *inputs))
+        self._decode_size = _rounded(sizes)
+        self._mixed_size = _rounded(mixed)
 
-    def fits(self, plan: SchedulerOutput) -> bool:
-        """Whether the step is one of those captured."""
-        rows = plan.num_rows
-        return (
-            rows < len(self._size_for)
-            and plan.prompt_logprobs is None
-            and plan.num_tokens == rows
-            and bool(plan.sample.all())
-        )
+    def _capture(
+        self,
+        inputs: Callable[[int], StepInputs],
+        size: int,
+        forward: Callable[[StepInputs], torch.Tensor],
+    ) -> _Graph:
+        made = []
 
-    def replay(self, plan: SchedulerOutput) -> tuple[StepInputs, torch.Tensor]:
-        """The inputs, and hidden states [num_rows, hidden] that the next replay overwrites."""
-        rows = plan.num_rows
-        size = int(self._size_for[rows])
-        packed = self._pack(plan, size)
-        self._batcher.send_to(self._packed[: packed.size], packed)
-        graph, static, hidden = self._graphs[size]
+        def run() -> torch.Tensor:
+            made.append(inputs(size))
+            return forward(made[-1])
+
+        graph, hidden = self._record(run)
+        return _Graph(graph, made[-1], hidden)
+
+    def _record(self, run: Callable[[], torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+        run()  # compiles and loads what capture must not
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):  # type: ignore[arg-type]
+            result = run()
+        self._pool = self._pool or graph.pool()
+        return graph, result
+
+    def replay(self, plan: SchedulerOutput) -> tuple[StepInputs, torch.Tensor] | None:
+        """The inputs, and hidden states that the next replay overwrites, those of padding behind
+        them; None if no graph holds such a step."""
+        rows, tokens = plan.num_rows, plan.num_tokens
+        if plan.prompt_logprobs is not None:
+            return None
+        if tokens == rows and rows < len(self._decode_size) and plan.sample.all():
+            return self._replay_decode(plan)
+        if tokens < len(self._mixed_size) and rows <= self._max_rows and not plan.num_drafts.any():
+            return self._replay_mixed(self._batcher.read(plan))
+        return None
+
+    def draw(self, inputs: StepInputs, random: bool) -> torch.Tensor:
+        """Draws a token for every row of the decode step just replayed: int64 [2, rows], which the
+        next draw overwrites."""
+        rows = len(inputs.draw_rows)
+        graph, drawn = self._decode[int(self._decode_size[rows])].draws[random]
         graph.replay()
-        draw_rows = np.arange(rows)
-        inputs = StepInputs(
-            static.input_ids, static.positions, static.logits_rows, static.last_slots[:rows],
-            static.metadata, np.arange(rows + 1), draw_rows, plan.slots,
-            plan.num_computed + 1 - self._slots.num_prompt_tokens[plan.slots],
-        )  # fmt: skip
-        return inputs, hidden[:rows]
+        return drawn[:, :rows]
 
-    def _pack(self, plan: SchedulerOutput, size: int) -> np.ndarray:
-        """int64 [height * size]: slot, token (-1: the slot's last), position, length, and where
-        each group keeps the token."""
+    def _replay_decode(self, plan: SchedulerOutput) -> tuple[StepInputs, torch.Tensor]:
         rows, slots, at = plan.num_rows, plan.slots, plan.num_computed
+        size = int(self._decode_size[rows])
+        index = at + 1 - self._slots.num_prompt_tokens[slots]
         packed = np.zeros((self._height, size), np.int64)
         packed[0, :rows] = slots
         packed[1, :rows] = np.where(
@@ -97,36 +141,108 @@ class DecodeGraphs:
         )
         packed[2, :rows] = at
         packed[3, :rows] = at + 1
+        packed[4, :rows] = index
         for row, table, block_size in zip(
-            packed[4:], self._slots.tables, self._slots.block_sizes, strict=True
+            packed[5:], self._slots.tables, self._slots.block_sizes, strict=True
         ):
             block = table[slots, at // block_size].astype(np.int64)
             row[:rows] = block * block_size + at % block_size
-        return packed.reshape(-1)
+        self._batcher.send_to(self._packed[: packed.size], packed.reshape(-1))
+        made = self._decode[size]
+        made.graph.replay()
+        static = made.inputs
+        inputs = StepInputs(
+            static.input_ids, static.positions, static.logits_rows, static.last_slots[:rows],
+            static.metadata, np.arange(rows + 1), np.arange(rows), slots, index, decodes=True,
+        )  # fmt: skip
+        return inputs, made.hidden
 
-    def _inputs(self, size: int) -> StepInputs:
+    def _replay_mixed(self, host: HostStep) -> tuple[StepInputs, torch.Tensor]:
+        rows, tokens = len(host.slots), len(host.ids)
+        size, most = int(self._mixed_size[tokens]), self._max_rows
+        packed = np.zeros(self._mixed_width(size), np.int64)
+        host.ids[host.unknown] = -1
+        by_token = packed[: (3 + len(host.mappings)) * size].reshape(-1, size)
+        for row, values in zip(
+            by_token, (host.ids, host.positions, host.token_slots, *host.mappings), strict=True
+        ):
+            row[:tokens] = values
+        by_row = packed[by_token.size :]
+        by_row[:rows] = host.slots
+        by_row[most : most + rows] = host.lengths
+        by_row[2 * most : 3 * most + 1] = tokens
+        by_row[2 * most : 2 * most + rows] = host.starts[:-1]
+        by_row[3 * most + 1 : 3 * most + 3] = host.num_decode_rows, rows
+        self._batcher.send_to(self._packed[: packed.size], packed)
+        made = self._mixed[size]
+        made.graph.replay()
+        logits_rows, last_slots = self._batcher.send((host.logits_rows, host.draw_slots))
+        static = made.inputs
+        inputs = StepInputs(
+            static.input_ids, static.positions, logits_rows, last_slots, static.metadata,
+            host.starts, host.draw_rows, host.draw_slots.astype(np.int32), host.draw_index,
+        )  # fmt: skip
+        return inputs, made.hidden
+
+    def _decode_inputs(self, size: int) -> StepInputs:
         """Views of the packed buffer, and what is computed from them on the device."""
         packed = self._packed[: self._height * size].view(self._height, size)
         slots, ids, positions, lengths = packed[:4]
         ids = torch.where(ids < 0, self._slots.last_token.index_select(0, slots), ids)
-        seq_lens = lengths.int()
-        metadata = [
+        host = np.arange(size)
+        metadata = self._metadata(self._starts[: size + 1], lengths, slots, packed[5:], size, 1)
+        return StepInputs(ids, positions, slots, slots, metadata, host, host, host, host)
+
+    def _mixed_width(self, size: int) -> int:
+        return (3 + len(self._slots.block_sizes)) * size + 3 * self._max_rows + 3
+
+    def _mixed_inputs(self, size: int) -> StepInputs:
+        packed, rows = self._packed[: self._mixed_width(size)], self._max_rows
+        by_token = packed[: (3 + len(self._slots.block_sizes)) * size].view(-1, size)
+        by_row = packed[by_token.numel() :]
+        ids, positions, token_slots = by_token[:3]
+        ids = torch.where(ids < 0, self._slots.last_token.index_select(0, token_slots), ids)
+        slots, lengths = by_row[:rows], by_row[rows : 2 * rows]
+        starts, counts = by_row[2 * rows : 3 * rows + 1].int(), by_row[3 * rows + 1 :].int()
+        metadata = self._metadata(starts, lengths, slots, by_token[3:], size, size)
+        for of_group in metadata:
+            of_group.row_counts = counts
+        host = np.arange(rows)
+        return StepInputs(ids, positions, slots, slots, metadata, host, host, host, host)
+
+    def _metadata(
+        self,
+        starts: torch.Tensor,
+        lengths: torch.Tensor,
+        slots: torch.Tensor,
+        mappings: torch.Tensor,
+        num_tokens: int,
+        query_len: int,
+    ) -> list[AttentionMetadata]:
+        seq_lens, rows = lengths.int(), len(slots)
+        return [
             AttentionMetadata(
-                query_start=self._starts[: size + 1],
+                query_start=starts,
                 seq_lens=seq_lens,
                 block_table=table.index_select(0, slots),
                 slot_mapping=mapping,
                 block_size=block_size,
-                num_rows=size,
-                num_decode_rows=size,
-                max_query_len=1,
+                num_rows=rows,
+                num_decode_rows=min(rows, num_tokens),
+                max_query_len=query_len,
                 max_seq_len=self._max_model_len,
-                query_lens_cpu=[1] * size,
-                seq_lens_cpu=[self._max_model_len] * size,
+                query_lens_cpu=[query_len] * rows,
+                seq_lens_cpu=[self._max_model_len] * rows,
             )
             for table, mapping, block_size in zip(
-                self._slots.device_tables, packed[4:], self._slots.block_sizes, strict=True
+                self._slots.device_tables, mappings, self._slots.block_sizes, strict=True
             )
         ]
-        host = np.arange(size)
-        return StepInputs(ids, positions, slots, slots, metadata, host, host, host, host)
+
+
+def _rounded(sizes: list[int]) -> np.ndarray:
+    """int64 [sizes[-1] + 1]: the captured size for each number."""
+    rounded = np.zeros(sizes[-1] + 1 if sizes else 0, np.int64)
+    for size in reversed(sizes):
+        rounded[: size + 1] = size
+    return rounded

@@ -31,6 +31,29 @@ class StepInputs:
     draw_rows: np.ndarray
     draw_slots: np.ndarray
     draw_index: np.ndarray
+    decodes: bool = False  # replayed from a graph that can draw too
+
+
+@dataclass(slots=True)
+class HostStep:
+    """A plan as arrays, before they are sent. Names as in StepInputs; int64 but for `draw_index`.
+
+    `unknown` are the tokens that only the device knows: the last that their slot drew.
+    """
+
+    slots: np.ndarray  # [num_rows]
+    starts: np.ndarray  # [num_rows + 1]
+    lengths: np.ndarray  # [num_rows]: tokens in the cache after the step
+    num_decode_rows: int
+    ids: np.ndarray  # [num_tokens]
+    positions: np.ndarray
+    token_slots: np.ndarray
+    mappings: list[np.ndarray]  # by KV group
+    unknown: np.ndarray
+    logits_rows: np.ndarray  # [num_draws]
+    draw_rows: np.ndarray
+    draw_slots: np.ndarray
+    draw_index: np.ndarray  # int32
 
 
 class InputBatcher:
@@ -43,7 +66,7 @@ class InputBatcher:
         self._pinned = [torch.empty(0, dtype=torch.int64)] * _RING
         self._sent: list[torch.cuda.Event | None] = [None] * _RING
 
-    def build(self, plan: SchedulerOutput, drafts: np.ndarray | None = None) -> StepInputs:
+    def read(self, plan: SchedulerOutput, drafts: np.ndarray | None = None) -> HostStep:
         """`drafts` int32 [num_slots, k] where rows of the plan carry draft tokens."""
         slots, count = plan.slots.astype(np.int64), plan.num_scheduled
         starts = np.concatenate(([0], np.cumsum(count, dtype=np.int64)))
@@ -59,36 +82,50 @@ class InputBatcher:
             at = np.flatnonzero(drafted >= 0)
             ids[at] = drafts[token_slots[at], drafted[at]]
             behind[at] = -1
-        unknown = np.flatnonzero(behind >= 0)
 
         draws = np.where(plan.sample, 1 + plan.num_drafts, 0)
         draw_rows = np.repeat(np.arange(len(slots)), draws)
         nth = np.arange(len(draw_rows)) - (np.cumsum(draws) - draws)[draw_rows]
-        logits_rows = starts[1:][draw_rows] - draws[draw_rows] + nth
-        draw_slots = slots[draw_rows]
         end = plan.num_computed + count
         first_index = end - plan.num_drafts - self.slots.num_prompt_tokens[slots]
-
         mappings = []
         for table, size in zip(self.slots.tables, self.slots.block_sizes, strict=True):
             block = table[token_slots, positions // size].astype(np.int64)
             mappings.append(block * size + positions % size)
-        parts = (
-            ids, positions, logits_rows, draw_slots, unknown, token_slots[unknown], slots, starts,
-            end.astype(np.int64), *mappings,
+        return HostStep(
+            slots=slots,
+            starts=starts,
+            lengths=end.astype(np.int64),
+            num_decode_rows=int(np.argmax(count > 1)) if (count > 1).any() else len(slots),
+            ids=ids,
+            positions=positions,
+            token_slots=token_slots,
+            mappings=mappings,
+            unknown=np.flatnonzero(behind >= 0),
+            logits_rows=starts[1:][draw_rows] - draws[draw_rows] + nth,
+            draw_rows=draw_rows,
+            draw_slots=slots[draw_rows],
+            draw_index=(first_index[draw_rows] + nth).astype(np.int32),
+        )
+
+    def build(self, plan: SchedulerOutput, drafts: np.ndarray | None = None) -> StepInputs:
+        """The step's tensors; `drafts` as in `read`."""
+        host = self.read(plan, drafts)
+        unknown, token_slots = host.unknown, host.token_slots
+        sent = self.send(
+            (host.ids, host.positions, host.logits_rows, host.draw_slots, unknown,
+             token_slots[unknown], host.slots, host.starts, host.lengths, *host.mappings)
         )  # fmt: skip
-        sent = self._send(parts)
         input_ids, pos, rows, last_slots, unknown_at, unknown_slots, row_slots, start, lens = sent[
             :9
         ]
         if len(unknown):
             last = self.slots.last_token.index_select(0, unknown_slots)
-            if len(unknown) == num_tokens:
+            if len(unknown) == len(host.ids):
                 input_ids = last
             else:
                 input_ids.index_copy_(0, unknown_at, last)
-        decodes = int(np.argmax(count > 1)) if (count > 1).any() else len(slots)
-        lengths = end.tolist()
+        lengths, counts = host.lengths.tolist(), plan.num_scheduled.tolist()
         longest = max(lengths)
         query_start, seq_lens = start.int(), lens.int()
         metadata = []
@@ -103,20 +140,20 @@ class InputBatcher:
                     block_table=on_device.index_select(0, row_slots),
                     slot_mapping=sent[9 + group],
                     block_size=size,
-                    num_rows=len(slots),
-                    num_decode_rows=decodes,
-                    max_query_len=int(count.max()),
+                    num_rows=len(counts),
+                    num_decode_rows=host.num_decode_rows,
+                    max_query_len=max(counts),
                     max_seq_len=longest,
-                    query_lens_cpu=count.tolist(),
+                    query_lens_cpu=counts,
                     seq_lens_cpu=lengths,
                 )
             )
         return StepInputs(
-            input_ids, pos, rows, last_slots, metadata, starts, draw_rows,
-            draw_slots.astype(np.int32), (first_index[draw_rows] + nth).astype(np.int32),
+            input_ids, pos, rows, last_slots, metadata, host.starts, host.draw_rows,
+            host.draw_slots.astype(np.int32), host.draw_index,
         )  # fmt: skip
 
-    def _send(self, parts: tuple[np.ndarray, ...]) -> list[torch.Tensor]:
+    def send(self, parts: tuple[np.ndarray, ...]) -> list[torch.Tensor]:
         """int64 arrays -> views of one device tensor."""
         packed = np.concatenate(parts)
         sent = torch.from_numpy(packed)

@@ -17,7 +17,7 @@ from llmserve.models.interfaces import CausalLM
 from llmserve.sampling.sampler import SampledBatch, Sampler
 from llmserve.spec_decode.base import Proposer
 from llmserve.worker import kv_tensors
-from llmserve.worker.cuda_graph import DecodeGraphs
+from llmserve.worker.cuda_graph import StepGraphs
 from llmserve.worker.input_batch import InputBatcher, StepInputs
 from llmserve.worker.request_slots import RequestSlots
 
@@ -30,8 +30,7 @@ class _Forward:
 
     plan: SchedulerOutput
     inputs: StepInputs
-    drawing: torch.Tensor  # [num_draws, hidden]
-    hidden: torch.Tensor | None  # [num_tokens, hidden], where prompts are scored
+    hidden: torch.Tensor  # [num_tokens, hidden], padding behind it
 
 
 class ModelRunner:
@@ -77,7 +76,7 @@ class ModelRunner:
             self._layers.append((caches[layer], self.backends[key], group_of[layer]))
         self._started: _Forward | None = None
         self.max_model_len = max_model_len
-        self.graphs: DecodeGraphs | None = None
+        self.graphs: StepGraphs | None = None
 
     @torch.inference_mode()
     def forward(self, plan: SchedulerOutput) -> None:
@@ -88,18 +87,13 @@ class ModelRunner:
             self.sampler.add(request)
             self.prompt_logprobs[request.slot] = request.params.prompt_logprobs or 0
         self.slots.apply(plan.new_requests, plan.new_blocks)
-        if self.graphs is not None and self.graphs.fits(plan):
-            inputs, hidden = self.graphs.replay(plan)
+        replayed = None if self.graphs is None else self.graphs.replay(plan)
+        if replayed is not None:
+            inputs, hidden = replayed
         else:
             inputs = self.batcher.build(plan, self.drafts if plan.num_drafts.any() else None)
             hidden = self._hidden(inputs)
-        every = len(inputs.draw_rows) == len(hidden)
-        self._started = _Forward(
-            plan,
-            inputs,
-            hidden if every else hidden.index_select(0, inputs.logits_rows),
-            None if plan.prompt_logprobs is None else hidden,
-        )
+        self._started = _Forward(plan, inputs, hidden)
 
     def _hidden(self, inputs: StepInputs) -> torch.Tensor:
         """[num_tokens, hidden]"""
@@ -111,11 +105,23 @@ class ModelRunner:
         )
 
     @torch.inference_mode()
-    def capture(self, sizes: list[int]) -> None:
-        """Decode steps of up to `sizes[-1]` rows are replayed from CUDA graphs from now on."""
-        capable = all(b.capabilities.graph != "none" for b in self.backends.values())
-        if capable:
-            self.graphs = DecodeGraphs(self.batcher, sizes, self.max_model_len, self._hidden)
+    def capture(self, sizes: list[int], mixed: list[int], max_rows: int) -> None:
+        """Decode steps of up to `sizes[-1]` rows, and steps with prompts of up to `mixed[-1]`
+        tokens and `max_rows` rows, are replayed from CUDA graphs from now on, as far as the
+        attention backends allow."""
+        graphs = {backend.capabilities.graph for backend in self.backends.values()}
+        if "none" not in graphs:
+            self.graphs = StepGraphs(
+                self.batcher, sizes, mixed if graphs == {"mixed"} else [], max_rows,
+                self.max_model_len, self._hidden, self._draw,
+            )  # fmt: skip
+
+    def _draw(
+        self, hidden: torch.Tensor, slots: torch.Tensor, output_index: torch.Tensor, random: bool
+    ) -> torch.Tensor:
+        tokens = self.sampler.draw_plain(self.model.logits(hidden), slots, output_index, random)
+        self.slots.last_token.index_copy_(0, slots, tokens[0])
+        return tokens
 
     @torch.inference_mode()
     def sample(self, plan: SchedulerOutput) -> "StepResult":
@@ -123,20 +129,32 @@ class ModelRunner:
         started, self._started = self._started, None
         assert started is not None and started.plan.step == plan.step, "sample without its forward"
         inputs = started.inputs
-        sampled = None
-        if len(inputs.draw_rows):
-            logits = self.model.logits(started.drawing)
-            sampled = self.sampler.sample(logits, inputs.draw_slots, inputs.draw_index)
-            if self.proposer is None:
-                self.slots.last_token.index_copy_(0, inputs.last_slots, sampled.token_ids)
+        sampled = self._sample(started) if len(inputs.draw_rows) else None
         result = StepResult(self, plan, inputs, sampled)
-        if started.hidden is not None:
+        if plan.prompt_logprobs is not None:
             self._score_prompts(started, result.prompt_logprobs)
         return result
 
+    def _sample(self, started: _Forward) -> SampledBatch:
+        inputs, hidden = started.inputs, started.hidden
+        if self.graphs is not None and inputs.decodes and self.proposer is None:
+            random = self.sampler.plain_draw(inputs.draw_slots)
+            if random is not None:
+                return SampledBatch(self.graphs.draw(inputs, random))
+        rows = len(inputs.draw_rows)
+        if inputs.decodes:
+            hidden = hidden[:rows]
+        elif rows != len(hidden):
+            hidden = hidden.index_select(0, inputs.logits_rows)
+        logits = self.model.logits(hidden)
+        sampled = self.sampler.sample(logits, inputs.draw_slots, inputs.draw_index)
+        if self.proposer is None:
+            self.slots.last_token.index_copy_(0, inputs.last_slots, sampled.token_ids)
+        return sampled
+
     def _score_prompts(self, started: _Forward, scores: dict[int, LogprobColumns]) -> None:
         plan = started.plan
-        assert started.hidden is not None and plan.prompt_logprobs is not None
+        assert plan.prompt_logprobs is not None
         for row in np.flatnonzero(plan.prompt_logprobs).tolist():
             slot = int(plan.slots[row])
             first = int(plan.num_computed[row]) + 1
@@ -197,7 +215,7 @@ class StepResult:
         self._sampled = sampled
         self._event: torch.cuda.Event | None = None
         if sampled is not None:
-            self._tokens = torch.stack((sampled.token_ids, sampled.invalid.long()))
+            self._tokens = sampled.tokens
             if self._tokens.is_cuda:
                 pinned = torch.empty(self._tokens.shape, dtype=torch.int64, pin_memory=True)
                 self._tokens = pinned.copy_(self._tokens, non_blocking=True)

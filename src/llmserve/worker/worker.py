@@ -24,7 +24,7 @@ from llmserve.models.interfaces import CausalLM
 from llmserve.models.registry import MODELS
 from llmserve.sampling.sampler import Sampler
 from llmserve.utils.logger import get_logger
-from llmserve.worker.cuda_graph import capture_sizes
+from llmserve.worker.cuda_graph import capture_sizes, mixed_sizes
 from llmserve.worker.model_runner import ModelRunner, StepResult
 
 logger = get_logger(__name__)
@@ -87,13 +87,16 @@ class Worker:
         self._runner = self._make_runner(kv_config, max_model_len)
         warm_up(self.runner, max_model_len)
         if self.device.type == "cuda" and not self.config.device.enforce_eager:
-            assert self.config.scheduler.max_num_seqs is not None
+            scheduler = self.config.scheduler
+            assert scheduler.max_num_seqs and scheduler.max_num_batched_tokens
             began, free = time.monotonic(), torch.cuda.mem_get_info(self.device)[0]
-            sizes = capture_sizes(self.config.scheduler.max_num_seqs)
-            self.runner.capture(sizes)
+            sizes = capture_sizes(scheduler.max_num_seqs)
+            mixed = mixed_sizes(scheduler.max_num_batched_tokens)
+            self.runner.capture(sizes, mixed, scheduler.max_num_seqs)
             logger.info(
-                "captured decode graphs for up to %d rows in %.1f s, %.2f GiB",
+                "captured graphs of up to %d rows and %d tokens in %.1f s, %.2f GiB",
                 sizes[-1],
+                mixed[-1],
                 time.monotonic() - began,
                 (free - torch.cuda.mem_get_info(self.device)[0]) / 2**30,
             )

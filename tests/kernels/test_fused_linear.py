@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""Fused products against float64, and that every shape of tile compiles within shared memory."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmserve import envs
+from llmserve.kernels import fused_linear as module
+from llmserve.kernels.fused_linear import (
+    Scratch,
+    Tile,
+    fused_linear,
+    fused_linear_torch,
+    scratch_size,
+)
+from tests.helpers.compile_kernel import ARCHITECTURES, compile_for
+from tests.helpers.paged import run_interpreted
+
+CASES = [  # tokens, outputs, inputs, tile, bias, norm, act, residual
+    (1, 48, 96, Tile(8, 32, 1, 1, 4), False, False, None, False),
+    (1, 48, 96, Tile(16, 32, 3, 1, 4), True, True, None, True),
+    (1, 32, 128, Tile(8, 64, 1, 1, 4), True, True, "silu", False),
+    (1, 32, 128, Tile(8, 32, 2, 1, 4), False, True, "gelu_tanh", False),
+    (3, 64, 96, Tile(32, 32, 1, 2, 4), True, True, None, True),
+    (16, 64, 128, Tile(16, 32, 2, 2, 4), False, True, "silu", False),
+    (17, 32, 64, Tile(16, 32, 2, 3, 4), True, False, "gelu_tanh", False),
+    (64, 32, 128, Tile(32, 64, 2, 2, 4), False, False, None, True),
+]
+
+
+TILES = [
+    (1, Tile(8, 512, 1, 1, 4)),
+    *((few, tile) for few, tiles in module._UNMEASURED.items() for tile in tiles),
+    *(
+        (int(few), Tile(*tile))
+        for table in json.loads(Path(module.__file__).with_suffix(".json").read_text())
+        for tiles in table["tiles"].values()
+        for few, tile in tiles.items()
+        if tile
+    ),
+]
+
+
+def check(device: torch.device, dtype: torch.dtype, case: tuple) -> None:  # type: ignore[type-arg]
+    """Output poisoned before, scratch and counters clean afterwards; twice, since they stay."""
+    tokens, n, k, tile, has_bias, has_norm, act, has_residual = case
+    rows = 2 * n if act else n
+
+    def random(*size: int) -> torch.Tensor:
+        return torch.randn(*size, device=device).to(dtype)
+
+    x, weight = random(tokens, k), random(rows, k) / k**0.5
+    bias = random(rows) if has_bias else None
+    norm = (random(k), 1e-5) if has_norm else None
+    residual = random(tokens, n) if has_residual else None
+    scratch = Scratch(
+        torch.full((scratch_size(tokens, n, tile, act is not None),), torch.nan, device=device),
+        torch.zeros(n // tile.n, dtype=torch.int32, device=device),
+    )
+    wide = [None if t is None else t.double() for t in (x, weight, bias, residual)]
+    wide_norm = None if norm is None else (norm[0].double(), norm[1])
+    expected = fused_linear_torch(wide[0], wide[1], wide[2], wide_norm, act, wide[3])
+    tolerance = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}[dtype]
+    for _ in range(2):
+        out = fused_linear(x, weight, bias, norm, act, residual, tile, scratch)
+        torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
+        assert not scratch.arrived.any()
+
+
+if envs.TRITON_INTERPRET:
+
+    @pytest.mark.parametrize("case", CASES)
+    def test_equals_float64(case: tuple) -> None:  # type: ignore[type-arg]
+        check(torch.device("cpu"), torch.float32, case)
+
+else:
+
+    @pytest.mark.gpu
+    @pytest.mark.parametrize("case", CASES)
+    def test_gpu_equals_float64(case: tuple) -> None:  # type: ignore[type-arg]
+        check(torch.device("cuda"), torch.bfloat16, case)
+
+    def test_interpreted() -> None:
+        run_interpreted(__file__)
+
+    @pytest.mark.parametrize("act", [0, 1])
+    @pytest.mark.parametrize(("tile_m", "tile"), sorted(set(TILES)))
+    @pytest.mark.parametrize("arch", ARCHITECTURES)
+    def test_compiles(arch: int, tile_m: int, tile: Tile, act: int) -> None:
+        types = dict.fromkeys(("x", "weight", "bias", "norm_weight", "residual", "out"), "*bf16")
+        types |= {"partial": "*fp32", "arrived": "*i32", "eps": "fp32"}
+        types |= {"num_tokens": "i32", "out_features": "i32"}
+        compile_for(
+            arch, module._linear_kernel, types, tile.warps, tile.stages,
+            K=8 * tile.k * tile.splits, TILE_M=tile_m, TILE_N=tile.n,
+            TILE_K=tile.k, SPLITS=tile.splits, NORM=True, ACT=act, BIAS=False,
+            RESIDUAL=act == 0, PDL=True,
+        )  # fmt: skip
