@@ -12,7 +12,8 @@ from llmserve.errors import ConfigError
 _SHAPE = AttentionShape(8, 2, 64, 0.125)
 
 
-def test_automatic_choice() -> None:
+def test_automatic_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmserve.attention.flashinfer.flashinfer", None)
     assert choose(_SHAPE, torch.bfloat16, 9, None).__name__ == "TritonPagedAttention"
     assert choose(_SHAPE, torch.bfloat16, 0, None).__name__ == "TorchAttention"
     odd = AttentionShape(8, 2, 72, 0.125)

@@ -11,6 +11,7 @@ from llmserve.utils.registry import Registry
 ATTENTION = Registry(
     "attention backend",
     {
+        "flashinfer": "llmserve.attention.flashinfer:FlashInferAttention",
         "triton_paged": "llmserve.attention.triton_paged:TritonPagedAttention",
         "torch": "llmserve.attention.torch_sdpa:TorchAttention",
     },
@@ -51,4 +52,4 @@ def _unfit(
         return "support for sliding windows"
     if shape.softcap is not None and not can.softcap:
         return "support for a logits softcap"
-    return None
+    return backend.missing(shape, dtype, family)

@@ -13,7 +13,7 @@ class DeviceConfig:
 
     device: str = flag("auto", "auto is cuda where there is one.", choices=("auto", "cuda", "cpu"))
     attention_backend: str | None = flag(
-        None, "Attention kernels: torch, triton_paged; default is the first that fits."
+        None, "Attention kernels: flashinfer, triton_paged, torch; default is the first that fits."
     )
     enforce_eager: bool = flag(False, "Run without CUDA graphs.")
     tensor_parallel_size: int = flag(1, "Not supported yet beyond 1.", check=positive, short="-tp")
