@@ -53,7 +53,7 @@ class UtilityCall(msgspec.Struct, array_like=True, tag="call"):
 ToEngine = EngineRequest | AbortRequests | UtilityCall
 
 
-class LogprobColumns(msgspec.Struct, array_like=True):
+class LogprobColumns(msgspec.Struct, array_like=True, gc=False):
     """Log-probabilities of n positions with k alternatives each; column 0 is the token itself.
 
     `token_ids` int32 [n, k + 1], `logprobs` float32 [n, k + 1], `ranks` int32 [n] (1 = likeliest).
@@ -88,7 +88,7 @@ class LogprobColumns(msgspec.Struct, array_like=True):
         )
 
 
-class RequestExtra(msgspec.Struct, array_like=True, kw_only=True):
+class RequestExtra(msgspec.Struct, array_like=True, kw_only=True, gc=False):
     """The rare rest of one request in one step.
 
     `logprobs` covers this step's new tokens; `prompt_logprobs` this step's prompt positions (the

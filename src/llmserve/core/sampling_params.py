@@ -3,6 +3,7 @@
 """What one request asks of the sampler."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -101,23 +102,20 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
 
     def check_token_ids(self, logits_width: int) -> None:
         """Raises RequestError where a token id is outside [0, `logits_width`)."""
-        ids_by_field = {
-            "logit_bias": self.logit_bias,
-            "allowed_token_ids": self.allowed_token_ids or (),
-            "stop_token_ids": self.stop_token_ids,
-            "bad_words": [token for word in self.bad_words_token_ids for token in word],
-        }
-        for field, ids in ids_by_field.items():
-            for token in ids:
-                if not 0 <= token < logits_width:
-                    raise _range_error(field, token, f"a token id from 0 to {logits_width - 1}")
-        for field, value in (
-            ("logprobs", self.logprobs),
-            ("prompt_logprobs", self.prompt_logprobs),
-        ):
-            if value is not None and value > logits_width:
-                raise _range_error(field, value, f"at most the vocabulary size, {logits_width}")
-        if sum(map(len, self.bad_words_token_ids)) > MAX_BAD_WORD_TOKENS:
+        if self.logit_bias:
+            _check_ids("logit_bias", self.logit_bias, logits_width)
+        if self.allowed_token_ids:
+            _check_ids("allowed_token_ids", self.allowed_token_ids, logits_width)
+        if self.stop_token_ids:
+            _check_ids("stop_token_ids", self.stop_token_ids, logits_width)
+        for word in self.bad_words_token_ids:
+            _check_ids("bad_words", word, logits_width)
+        if self.logprobs is not None:
+            _check_count("logprobs", self.logprobs, logits_width)
+        if self.prompt_logprobs is not None:
+            _check_count("prompt_logprobs", self.prompt_logprobs, logits_width)
+        words = self.bad_words_token_ids
+        if words and sum(map(len, words)) > MAX_BAD_WORD_TOKENS:
             raise RequestError(
                 f"bad_words: more than {MAX_BAD_WORD_TOKENS} tokens in all", param="bad_words"
             )
@@ -134,6 +132,17 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
 
 def _range_error(field: str, value: object, limit: str) -> RequestError:
     return RequestError(f"{field} must be {limit}, got {value}", param=field.split("[")[0])
+
+
+def _check_ids(field: str, ids: Iterable[int], logits_width: int) -> None:
+    for token in ids:
+        if not 0 <= token < logits_width:
+            raise _range_error(field, token, f"a token id from 0 to {logits_width - 1}")
+
+
+def _check_count(field: str, value: int, logits_width: int) -> None:
+    if value > logits_width:
+        raise _range_error(field, value, f"at most the vocabulary size, {logits_width}")
 
 
 def _within(field: str, value: float, low: float, high: float) -> None:

@@ -31,6 +31,8 @@ class BlockPool:
         self._num_groups = np.array(num_groups)
         self._table = np.zeros((num_blocks, num_groups), np.int64)
         self._cells = self._table.reshape(-1)
+        self._none = [0] * num_groups
+        self._numbers = np.arange(self._cells.size).reshape(self._table.shape)  # of the cells
         self._columns = [self._table[:, group] for group in range(num_groups)]
         self._cell_of = np.zeros(num_blocks, np.int64)  # of a cached block
         self._empty = np.arange(num_blocks - 1, -1, -1)  # a stack
@@ -81,7 +83,7 @@ class BlockPool:
     def _unfind(self, blocks: np.ndarray) -> None:
         self.is_cached[blocks] = False
         cells = self._cell_of[blocks]
-        self._cells[cells] = 0
+        self._cells[cells] = _ZERO
         rows = cells // self._num_groups
         left = self._columns[0][rows]
         for column in self._columns[1:]:
@@ -93,7 +95,7 @@ class BlockPool:
     def find(self, name: bytes) -> list[int]:
         """The block of each group that is cached under `name`, 0 where there is none."""
         row = self.index.get(name)
-        return [0] * len(self._columns) if row is None else self._table[row].tolist()
+        return self._none if row is None else self._table[row].tolist()
 
     def find_all(self, names: list[bytes]) -> np.ndarray:
         """`find` for names of which each has a block; int64 [len(names), groups]."""
@@ -111,12 +113,13 @@ class BlockPool:
         """One reference less to each of `blocks` (distinct), the first to be reused first."""
         left = self.ref[blocks] - _ONE
         self.ref[blocks] = left
-        self._put_back(blocks[left == 0] if np.count_nonzero(left) else blocks)
+        self._put_back(blocks[left == _ZERO] if np.count_nonzero(left) else blocks)
 
     def release_shared(self, blocks: np.ndarray) -> None:
         """Like `release`, where a block may occur more than once."""
         if not np.count_nonzero(self.ref[blocks] > _ONE):  # so none occurs twice
-            self.release(blocks)
+            self.ref[blocks] = _ZERO
+            self._put_back(blocks)
             return
         np.subtract.at(self.ref, blocks, 1)
         gone = blocks[self.ref[blocks] == 0]
@@ -127,19 +130,19 @@ class BlockPool:
 
     def _put_back(self, blocks: np.ndarray) -> None:
         kept, cached = blocks, self.is_cached[blocks]
-        if np.count_nonzero(cached) < len(blocks):
+        n = int(np.count_nonzero(cached))
+        if n < len(blocks):
             self._push_empty(blocks[~cached])
             kept = blocks[cached]
-        if len(kept):
-            if self._tail + len(kept) > len(self._queue):
+        if n:
+            if self._tail + n > len(self._queue):
                 self._compact()
-            stop = self._tail + len(kept)
-            self._queue[self._tail : stop] = kept
+            start, self._tail = self._tail, self._tail + n
+            self._queue[start : self._tail] = kept
             stamps = self._stamp[kept] + _ONE
             self._stamp[kept] = stamps
-            self._queue_stamp[self._tail : stop] = stamps
-            self._tail = stop
-            self.num_cached_free += len(kept)
+            self._queue_stamp[start : self._tail] = stamps
+            self.num_cached_free += n
 
     def _push_empty(self, blocks: np.ndarray) -> None:
         stop = self.num_empty + len(blocks)
@@ -162,7 +165,8 @@ class BlockPool:
         """
         flat = blocks.ravel()
         known = self.is_cached[flat]
-        if np.count_nonzero(known) or np.count_nonzero(flat) < len(flat):
+        full = np.count_nonzero(flat) == len(flat) and not np.count_nonzero(known)
+        if not full:
             blocks = np.where(known, 0, flat).reshape(blocks.shape)
             some = np.flatnonzero(blocks.any(axis=1))
             names = [names[i] for i in some.tolist()]
@@ -175,8 +179,8 @@ class BlockPool:
                 row = index[name] = free_rows.pop()
                 names_of[row] = name
             rows.append(row)
-        cells = (np.array(rows, np.int64).reshape(-1, 1) * self._num_groups + groups).ravel()
-        if np.count_nonzero(flat) < len(flat):
+        cells = self._numbers.take(rows, axis=0).take(groups, axis=1).ravel()
+        if not full:
             cells, flat = cells[flat > 0], flat[flat > 0]
         if num_free - len(free_rows) < len(names):  # some names are there already, or there twice
             empty = self._cells[cells] == 0

@@ -4,7 +4,6 @@
 
 from dataclasses import dataclass
 from math import gcd, lcm
-from typing import Any
 
 import numpy as np
 
@@ -42,10 +41,9 @@ class _Kind:
         self.first = np.zeros(num_slots, np.int64)  # a slot's entries before it are 0
         self.columns = slice(0, 0)  # of the family's table
         self.most_blocks = blocks_at_peak(kind, max_model_len, max_chunk)
-
-    def due(self, first: Any) -> Any:
-        """Position whose query no longer reads block `first` of a slot; int64, any shape."""
-        return (first + _ONE) * self.size + self.before
+        # block `first` of a slot is no longer read from position first * block_size + `past` on
+        self.past = kind.block_size + (self.reach or 1) - 1
+        self.past_array = np.array(self.past)
 
     def first_needed(self, position: int) -> int:
         """Index of the first block that a query at `position` reads."""
@@ -123,14 +121,16 @@ class KVCacheManager:
         self.block_size = gcd(*(group.block_size for group in kv.groups))
         self._alignment = lcm(*(group.block_size for group in kv.groups))
         self._windows = [kind for kind in self._kinds if kind.reach is not None]
+        self._peaks = [(k.block_size, k.most_blocks, len(k.groups)) for k in self._kinds]
         # position at which a slot needs a block or has one to release: most steps, nothing is due
         self._due = np.zeros(num_slots, np.int64)
 
     def blocks_at_peak(self, num_tokens: int) -> int:
         """Most blocks that one request of `num_tokens` holds at once."""
         total = 0
-        for kind in self._kinds:
-            total += min(-(-num_tokens // kind.block_size), kind.most_blocks) * len(kind.groups)
+        for block_size, most, num_groups in self._peaks:
+            blocks = -(-num_tokens // block_size)
+            total += (blocks if blocks < most else most) * num_groups
         return total
 
     # -- prefixes
@@ -188,7 +188,10 @@ class KVCacheManager:
 
     def _is_cached(self, kind: _Kind, name: bytes) -> bool:
         blocks = self.pool.find(name)
-        return all([blocks[group] for group in kind.groups])
+        for group in kind.groups:
+            if not blocks[group]:
+                return False
+        return True
 
     def next_hash(self, request: Request, hit: Hit) -> bytes | None:
         """Hash of the granule after the hit; None where the request will not be cached that far."""
@@ -248,8 +251,9 @@ class KVCacheManager:
         return True
 
     def _due_of(self, slot: int) -> int:
-        due = [int(family.count[slot]) * family.block_size for family in self.families]
-        return min(due + [int(kind.due(kind.first[slot])) for kind in self._windows])
+        due = [family.count.item(slot) * family.block_size for family in self.families]
+        due += [kind.first.item(slot) * kind.block_size + kind.past for kind in self._windows]
+        return min(due)
 
     def table_of(self, slot: int) -> list[list[int]]:
         """Block ids of a slot, a list a group."""
@@ -341,7 +345,7 @@ class KVCacheManager:
                     family.count[rows] = index + _ONE
                     parts.append(family.rows(rows, index, blocks))
         due = [f.count[slots] * f.size for f in self.families]
-        due += [kind.due(kind.first[slots]) for kind in self._windows]
+        due += [kind.first[slots] * kind.size + kind.past_array for kind in self._windows]
         soonest = due[0]
         for other in due[1:]:
             soonest = np.minimum(soonest, other)
@@ -388,7 +392,7 @@ class KVCacheManager:
         held, order, passed = [], [], False
         for family in self.families:
             count = int(family.count[slot])
-            held.append(family.table[slot, :count][::-1].ravel())
+            held.append(family.table[slot, :count][::-1].astype(np.int64, order="C").reshape(-1))
             if len(self.families) > 1:
                 starts = np.arange(count - 1, -1, -1) * -family.block_size
                 order.append(starts.repeat(len(family.groups)))
@@ -401,7 +405,7 @@ class KVCacheManager:
             blocks = np.concatenate(held)[np.concatenate(order).argsort(kind="stable")]
         if passed:
             blocks = blocks[blocks > 0]
-        self.pool.release(blocks.astype(np.int64))
+        self.pool.release(blocks)
 
     def commit(self, slot: int, request: Request, end: int) -> None:
         """Positions before `end` are computed: their full blocks become findable."""

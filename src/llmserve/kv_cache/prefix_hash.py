@@ -31,7 +31,7 @@ _BLOCK = b"llmserve.kv.block"
 _BLOCK_HEAD = len(_BLOCK).to_bytes(8, "little") + _BLOCK + (32).to_bytes(8, "little")
 
 
-def block_hash(parent: bytes, tokens: bytes) -> bytes:
+def block_hash(parent: bytes, tokens: bytes | bytearray) -> bytes:
     """Of one block: `parent` is the hash before it (32 bytes), `tokens` its int32 ids as bytes.
 
     Equals `digest(b"llmserve.kv.block", parent, tokens)`; spelled out because it is hot.
@@ -47,6 +47,6 @@ def extend_hashes(request: Request, num_blocks: int, block_size: int) -> list[by
         width = 4 * block_size
         tokens = request.tokens
         for i in range(len(hashes), num_blocks):
-            parent = block_hash(parent, bytes(tokens[i * width : (i + 1) * width]))
+            parent = block_hash(parent, tokens[i * width : (i + 1) * width])
             hashes.append(parent)
     return hashes

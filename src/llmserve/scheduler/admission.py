@@ -50,14 +50,16 @@ class Admission:
     def _check_prompt(self, message: EngineRequest) -> None:
         if not message.prompt or len(message.prompt) % 4:
             raise RequestError("prompt must not be empty", param="prompt")
-        prompt = message.prompt_token_ids
-        if len(prompt) >= self.max_model_len:
+        num_prompt = len(message.prompt) // 4
+        if num_prompt >= self.max_model_len:
             raise ContextLengthError(
-                f"the prompt has {len(prompt)} tokens; with one to generate, the context of "
+                f"the prompt has {num_prompt} tokens; with one to generate, the context of "
                 f"{self.max_model_len} tokens holds at most {self.max_model_len - 1}",
                 param="prompt",
             )
-        if prompt.view(np.uint32).max() >= self.logits_width:  # negative ones are large there
+        # negative ones are large there
+        if np.maximum.reduce(np.frombuffer(message.prompt, np.uint32)) >= self.logits_width:
+            prompt = message.prompt_token_ids
             low, high = int(prompt.min()), int(prompt.max())
             raise RequestError(
                 f"prompt: token id {low if low < 0 else high} is outside 0 to "
@@ -66,9 +68,9 @@ class Admission:
             )
         most = self.config.max_num_batched_tokens
         assert most is not None
-        if not self.config.enable_chunked_prefill and len(prompt) > most:
+        if not self.config.enable_chunked_prefill and num_prompt > most:
             raise RequestError(
-                f"the prompt has {len(prompt)} tokens; without chunked prefill a step takes at "
+                f"the prompt has {num_prompt} tokens; without chunked prefill a step takes at "
                 f"most --max-num-batched-tokens {most}",
                 param="prompt",
             )

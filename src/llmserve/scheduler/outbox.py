@@ -53,11 +53,12 @@ class Outbox:
             clients, ids, tokens = (
                 columns[0] if len(columns) == 1 else map(np.concatenate, zip(*columns, strict=True))
             )
-            first = int(clients[0])
-            one = not np.count_nonzero(clients != clients[:1])
-            for client in [first] if one else np.unique(clients).tolist():
-                mine = slice(None) if one else clients == client
-                out = outputs.setdefault(client, EngineOutputs())
+            several = len(clients) > 1 and np.count_nonzero(clients != clients[:1])
+            for client in np.unique(clients).tolist() if several else [clients.item(0)]:
+                out = outputs.get(client)
+                if out is None:
+                    out = outputs[client] = EngineOutputs()
+                mine = clients == client if several else slice(None)
                 out.ids = ids[mine].tobytes()
                 out.tokens = tokens[mine].tobytes()
         return outputs

@@ -35,7 +35,7 @@ class _InFlight:
     starts: np.ndarray  # int64 [num_rows]
     ends: np.ndarray  # int64 [num_rows]: computed tokens once the step is done
     epochs: np.ndarray  # int64 [num_rows]
-    hashes: list[bytes]  # prefixes that the step computes
+    hashes: set[bytes]  # prefixes that the step computes
 
 
 @dataclass(slots=True)
@@ -45,7 +45,7 @@ class _Rows:
     slots: list[int] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
-    hashes: list[bytes] = field(default_factory=list)
+    hashes: set[bytes] = field(default_factory=set)
     preempted: set[int] = field(default_factory=set)
 
 
@@ -92,6 +92,7 @@ class Scheduler:
         self.counters = SchedulerStats()
         self._eos_token_ids = frozenset(eos_token_ids)
         self._num_drafts = num_draft_tokens
+        self._no_drafts = np.zeros(config.max_num_seqs, np.int32)
         self._gates = prompt_gates(config)
         self._admission = Admission(
             config, self.kv, max_model_len, logits_width, self._eos_token_ids, seed
@@ -99,12 +100,12 @@ class Scheduler:
         self._outbox = Outbox()
         self._in_flight: deque[_InFlight] = deque()
         self._departed: dict[tuple[int, int], Request] = {}  # by (slot, epoch), results in flight
-        self._computing: dict[bytes, int] = {}  # prefix hash -> steps in flight that compute it
         self._released: list[int] = []
         self._new_blocks: list[np.ndarray] = []
         # how many reasons there are to look closer when a token is drawn, by token id
-        self._stops = np.zeros(logits_width, np.int32)
-        self._stops[[token for token in eos_token_ids if 0 <= token < logits_width]] = 1
+        self._num_stops = np.zeros(logits_width, np.int32)
+        self._num_stops[[token for token in eos_token_ids if 0 <= token < logits_width]] = 1
+        self._stops = self._num_stops > 0
 
     # -- requests come and go
 
@@ -174,12 +175,17 @@ class Scheduler:
         slot = request.slot
         epoch = self.slots.leave(slot)
         request.slot = 0
+        request.num_in_flight = sum(
+            int(np.count_nonzero((flight.slots == slot) & (flight.epochs == epoch)))
+            for flight in self._in_flight
+        )
         if request.num_in_flight:
             self._departed[slot, epoch] = request
         self.kv.release(slot)
         self._released.append(slot)
         for token in request.params.stop_token_ids:
-            self._stops[token] -= 1
+            self._num_stops[token] -= 1
+            self._stops[token] = self._num_stops[token] > 0
         if self._new_blocks:
             self._new_blocks = [rows[rows[:, 0] != slot] for rows in self._new_blocks]
 
@@ -202,16 +208,19 @@ class Scheduler:
         slots = self.slots
         running = slots.running
         computed = slots.computed[running]
-        todo = np.minimum(slots.total[running], slots.limit[running] - _ONE) - computed
+        todo = np.minimum(slots.total[running], slots.last[running]) - computed
         single = todo == _ONE
         decodes, starts = running[single], computed[single]
         rows = _Rows()
         new_requests: list[NewRequest] = []
-        decodes, starts, counts = self._schedule_decodes(decodes, starts, rows)
+        counts = decodes[:0]
+        if len(decodes):
+            decodes, starts, counts = self._schedule_decodes(decodes, starts, rows)
         budget = self.max_tokens - (int(counts.sum()) if self._num_drafts else len(counts))
         if len(decodes) < len(running):
             more = (todo > _ONE).nonzero()[0]
-            budget = self._schedule_prompts(running[more], todo[more].tolist(), budget, rows)
+            if len(more):
+                budget = self._schedule_prompts(running[more], todo[more].tolist(), budget, rows)
         if not rows.preempted and slots.free and len(self.waiting):
             self._schedule_waiting(budget, rows, new_requests)
         if rows.preempted:
@@ -233,8 +242,6 @@ class Scheduler:
             most = self.max_tokens
         if most < len(decodes):
             decodes, starts, counts = decodes[:most], starts[:most], counts[:most]
-        if not len(decodes):
-            return decodes, starts, counts
         blocks, done = self.kv.extend_decodes(decodes, starts, starts + counts)
         self._new_blocks.append(blocks)
         if done < len(decodes):
@@ -281,24 +288,21 @@ class Scheduler:
             todo = gate(todo, budget)
         return todo
 
-    def _add_row(self, rows: _Rows, request: Request, start: int, count: int) -> list[bytes]:
-        """Returns the prefixes that the row computes."""
+    def _add_row(self, rows: _Rows, request: Request, start: int, count: int) -> None:
         rows.slots.append(request.slot)
         rows.starts.append(start)
         rows.counts.append(count)
-        hashes = self.kv.hashes_touched(request, start, start + count)
-        rows.hashes += hashes
-        return hashes
+        rows.hashes.update(self.kv.hashes_touched(request, start, start + count))
 
     def _schedule_waiting(self, budget: int, rows: _Rows, new_requests: list[NewRequest]) -> None:
         """Lets waiting requests start, in order, while there are tokens, slots and blocks."""
-        computing, planned = self._computing, set(rows.hashes)
+        computing = [flight.hashes for flight in self._in_flight] + [rows.hashes]
         passed: list[Request] = []
         while budget and self.slots.free and len(passed) < _MAX_PASSED:
             request = self.waiting.first()
             if request is None or request.num_in_flight:
                 break
-            if request.waits_for in computing or request.waits_for in planned:
+            if any([request.waits_for in hashes for hashes in computing]):
                 passed.append(self.waiting.pop())
                 continue
             idle = not self.slots.num_running
@@ -306,7 +310,7 @@ class Scheduler:
                 break
             hit = self.kv.lookup(request)
             request.waits_for = self.kv.next_hash(request, hit)
-            if request.waits_for in computing or request.waits_for in planned:
+            if any([request.waits_for in hashes for hashes in computing]):
                 passed.append(self.waiting.pop())
                 continue
             todo = min(request.num_tokens, request.max_total_tokens - 1) - hit.num_tokens
@@ -321,7 +325,7 @@ class Scheduler:
             self._start(request, hit.num_tokens)
             assert request.slot == slot
             self.counters.num_chunked_prefills += count < todo and request.num_preemptions == 0
-            planned.update(self._add_row(rows, request, hit.num_tokens, count))
+            self._add_row(rows, request, hit.num_tokens, count)
             budget -= count
             new_requests.append(
                 NewRequest(
@@ -343,7 +347,8 @@ class Scheduler:
             self.counters.prefix_hits += num_cached
         request.slot = self.slots.enter(request, num_cached)
         for token in request.params.stop_token_ids:
-            self._stops[token] += 1
+            self._num_stops[token] += 1
+            self._stops[token] = True
 
     def _plan(
         self,
@@ -359,36 +364,38 @@ class Scheduler:
             rows.slots = [rows.slots[i] for i in keep]
             rows.starts = [rows.starts[i] for i in keep]
             rows.counts = [rows.counts[i] for i in keep]
-        columns = np.empty((4, n + len(rows.slots)), np.int64)
-        columns[3] = 0
-        columns[0, :n], columns[1, :n], columns[2, :n] = decodes, starts, counts
-        if rows.slots:
-            columns[:3, n:] = rows.slots, rows.starts, rows.counts
-        if self._num_drafts:
-            columns[3, :n] = counts - _ONE
-        if not columns.shape[1]:
+        num_rows = n + len(rows.slots)
+        if not num_rows:
             return None
+        if rows.slots:
+            decodes = np.concatenate((decodes, rows.slots), dtype=np.int64)
+            starts = np.concatenate((starts, rows.starts), dtype=np.int64)
+            counts = np.concatenate((counts, rows.counts), dtype=np.int64)
+        drafts = self._no_drafts[:num_rows]
+        if self._num_drafts:
+            drafts = counts.astype(np.int32) - 1
+            drafts[n:] = 0
         if self._num_drafts or 1 in rows.counts:
-            columns = columns[:, np.argsort(columns[2] > _ONE, kind="stable")]
-        decodes, starts, counts = columns[0], columns[1], columns[2]
+            order = np.argsort(counts > _ONE, kind="stable")
+            decodes, starts, counts, drafts = (
+                column[order] for column in (decodes, starts, counts, drafts)
+            )
         ends = starts + counts
         total = slots.total[decodes]
         sample = ends >= total
         slots.computed[decodes] = ends
         slots.total[decodes] = total + sample
-        slots.num_in_flight[decodes] += _ONE
         scores = None
         if slots.num_scoring:
             scores = slots.scores[decodes] & (starts + 1 < slots.num_prompt[decodes])
         blocks = self._new_blocks or [_NO_BLOCKS]
-        wire = columns.astype(np.int32)
         self.counters.num_steps += 1
         plan = SchedulerOutput(
             step=self.counters.num_steps,
-            slots=wire[0],
-            num_computed=wire[1],
-            num_scheduled=wire[2],
-            num_drafts=wire[3],
+            slots=decodes.astype(np.int32),
+            num_computed=starts.astype(np.int32),
+            num_scheduled=counts.astype(np.int32),
+            num_drafts=drafts,
             sample=sample,
             new_blocks=np.concatenate(blocks) if len(blocks) > 1 else blocks[0],
             new_requests=new_requests,
@@ -399,9 +406,9 @@ class Scheduler:
         self._in_flight.append(
             _InFlight(plan, decodes, starts, ends, slots.epoch[decodes], rows.hashes)
         )
-        for name in rows.hashes:
-            self._computing[name] = self._computing.get(name, 0) + 1
-        self.counters.num_tokens_computed += int(np.add.reduce(counts))
+        self.counters.num_tokens_computed += (
+            int(counts.sum()) if self._num_drafts else n + sum(rows.counts)
+        )
         self.counters.max_in_flight = max(self.counters.max_in_flight, len(self._in_flight))
         return plan
 
@@ -411,19 +418,12 @@ class Scheduler:
         """Takes what the oldest step in flight drew."""
         flight = self._in_flight.popleft()
         assert flight.plan.step == plan.step, "steps are committed in the order of their plans"
-        for name in flight.hashes:
-            left = self._computing[name] - 1
-            if left:
-                self._computing[name] = left
-            else:
-                del self._computing[name]
         slots = self.slots
         live = slots.epoch[flight.slots] == flight.epochs
         rows = live.nonzero()[0]
         if len(rows) < len(live):
             for i in (~live).nonzero()[0].tolist():
                 self._commit_departed(flight, output, i)
-        slots.num_in_flight[flight.slots[rows]] -= _ONE
         if output.invalid is not None and output.invalid.any():
             for i in (output.invalid & live).nonzero()[0].tolist():
                 self._fail(self._request_in(int(flight.slots[i])))
@@ -465,10 +465,10 @@ class Scheduler:
             tokens = output.token_ids[:, column][drawn]
             known = slots.append(drawn_slots, tokens)
             self._outbox.tokens(slots.client[drawn_slots], slots.wire_id[drawn_slots], tokens)
-            stops = self._stops[tokens.astype(np.int64)]
-            closer = ((known >= slots.limit[drawn_slots]) | stops).nonzero()[0]
+            closer = known >= slots.limit[drawn_slots]
+            closer |= self._stops[tokens.astype(np.int64)]
             stopped: list[int] = []
-            for i in closer.tolist():
+            for i in closer.nonzero()[0].tolist():
                 request = self._request_in(int(drawn_slots[i]))
                 end = self._end_of(request, int(tokens[i]), int(known[i]))
                 if end is not None:
@@ -645,18 +645,14 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Recounts everything that is counted; an assertion names what is wrong."""
-        slots, stops = self.slots, np.zeros_like(self._stops)
+        slots, stops = self.slots, np.zeros_like(self._num_stops)
         slots.check_integrity()
         self.kv.check_integrity(slots.running.tolist())
         stops[[token for token in self._eos_token_ids if token < len(stops)]] = 1
-        rows = dict.fromkeys(range(len(slots.requests)), 0)
         for flight in self._in_flight:
             for slot, epoch in zip(flight.plan.slots.tolist(), flight.epochs.tolist(), strict=True):
-                if slots.epoch[slot] == epoch:
-                    rows[slot] += 1
-                else:
+                if slots.epoch[slot] != epoch:
                     assert (slot, epoch) in self._departed
-        assert list(rows.values()) == slots.num_in_flight.tolist()
         waiting = list(self.waiting)
         assert len(waiting) == len(self.waiting)
         assert sum(r.num_prompt_tokens for r in waiting) == self.waiting.num_prompt_tokens
@@ -665,10 +661,10 @@ class Scheduler:
             assert slots.requests[request.slot] is request and request.finish_reason is None
             for token in request.params.stop_token_ids:
                 stops[token] += 1
-        assert np.array_equal(stops, self._stops)
+        assert np.array_equal(stops, self._num_stops) and np.array_equal(stops > 0, self._stops)
         assert {r.key for r in waiting + running} == self.requests.keys()
         assert not any(r.slot for r in waiting)
         assert len(waiting) + len(running) == len(self.requests)
         if not self._in_flight:
-            assert not self._departed and not self._computing
+            assert not self._departed
             assert self.requests or self.kv.pool.num_available == self.kv.pool.num_blocks - 1

@@ -28,9 +28,9 @@ class Slots:
         self.total = np.zeros(n, np.int64)
         self.computed = np.zeros(n, np.int64)
         self.limit = np.zeros(n, np.int64)  # max_total_tokens
+        self.last = np.zeros(n, np.int64)  # limit - 1: the last token is drawn but not computed
         self.num_prompt = np.zeros(n, np.int64)
         self.epoch = np.zeros(n, np.int64)
-        self.num_in_flight = np.zeros(n, np.int64)
         self.client = np.zeros(n, np.int64)
         self.wire_id = np.zeros(n, np.uint32)
         self.untold = np.zeros(n, np.bool_)  # its start has not been told to the client
@@ -65,7 +65,8 @@ class Slots:
         self.requests[slot] = request
         self.known[slot] = self.total[slot] = request.num_tokens
         self.computed[slot] = num_computed
-        self.limit[slot] = request.max_total_tokens
+        self.limit[slot] = limit = request.max_total_tokens
+        self.last[slot] = limit - 1
         self.num_prompt[slot] = request.num_prompt_tokens
         self.client[slot] = request.client
         self.wire_id[slot] = request.wire_id
@@ -84,8 +85,6 @@ class Slots:
         """Empties a slot; returns the epoch that its results in flight carry."""
         request = self.requests[slot]
         assert request is not None
-        request.num_in_flight = int(self.num_in_flight[slot])
-        self.num_in_flight[slot] = 0
         self.scored(slot)
         n = len(self._orders)
         at = bisect_left(self._orders, request.order)
@@ -144,6 +143,6 @@ class Slots:
         assert self.num_scoring == self.scores.sum()
         idle = np.ones(len(self.requests), np.bool_)
         idle[used] = False
-        assert not self.num_in_flight[idle].any() and not self.scores[idle].any()
+        assert not self.scores[idle].any()
         assert (self.known[used] <= self.total[used]).all()
         assert (self.total[used] <= self.limit[used]).all()
