@@ -38,7 +38,7 @@ def test_each_client_gets_its_own_in_order() -> None:
 def test_logprobs_of_several_steps_are_joined() -> None:
     box = Outbox()
     for ids in ((1,), (2, 3)):
-        box.logprobs(3, 7, _columns(*ids))
+        box.logprobs([(3, 7, _columns(*ids))])
         box.prompt_logprobs(3, 7, _columns(*ids, 9))
     extra = box.take()[3].extras[7]
     assert _ids(extra.logprobs) == [1, 2, 3]

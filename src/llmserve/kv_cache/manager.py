@@ -188,10 +188,7 @@ class KVCacheManager:
 
     def _is_cached(self, kind: _Kind, name: bytes) -> bool:
         blocks = self.pool.find(name)
-        for group in kind.groups:
-            if not blocks[group]:
-                return False
-        return True
+        return all([blocks[group] for group in kind.groups])
 
     def next_hash(self, request: Request, hit: Hit) -> bytes | None:
         """Hash of the granule after the hit; None where the request will not be cached that far."""

@@ -3,6 +3,7 @@
 """What the scheduler has to tell each client, collected between two messages."""
 
 from collections import defaultdict
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -28,12 +29,15 @@ class Outbox:
             extra = extras[wire_id] = RequestExtra()
         return extra
 
-    def logprobs(self, client: int, wire_id: int, columns: LogprobColumns) -> None:
-        """Of the tokens that the request just got."""
-        extra = self._extras[client].get(wire_id)
-        if extra is None:
-            self._extras[client][wire_id] = RequestExtra(logprobs=columns)
-        else:
+    def logprobs(self, news: Iterable[tuple[int, int, LogprobColumns]]) -> None:
+        """Of the tokens that requests (client, wire id) just got."""
+        by_client = self._extras
+        for client, wire_id, columns in news:
+            extras = by_client[client]
+            if wire_id not in extras:
+                extras[wire_id] = RequestExtra(logprobs=columns)
+                continue
+            extra = extras[wire_id]
             extra.logprobs = columns if extra.logprobs is None else _join(extra.logprobs, columns)
 
     def prompt_logprobs(self, client: int, wire_id: int, columns: LogprobColumns) -> None:

@@ -302,7 +302,7 @@ class Scheduler:
             request = self.waiting.first()
             if request is None or request.num_in_flight:
                 break
-            if any([request.waits_for in hashes for hashes in computing]):
+            if request.waits_for and any([request.waits_for in names for names in computing]):
                 passed.append(self.waiting.pop())
                 continue
             idle = not self.slots.num_running
@@ -310,7 +310,7 @@ class Scheduler:
                 break
             hit = self.kv.lookup(request)
             request.waits_for = self.kv.next_hash(request, hit)
-            if any([request.waits_for in hashes for hashes in computing]):
+            if request.waits_for and any([request.waits_for in names for names in computing]):
                 passed.append(self.waiting.pop())
                 continue
             todo = min(request.num_tokens, request.max_total_tokens - 1) - hit.num_tokens
@@ -503,15 +503,18 @@ class Scheduler:
     ) -> None:
         slots, plan = self.slots, flight.plan
         rows = np.fromiter(output.logprobs, np.int64, len(output.logprobs))
-        rows = rows[live[rows]]
+        news = list(output.logprobs.values())
+        kept = live[rows]
+        if np.count_nonzero(kept) < len(rows):
+            news = [news[k] for k in kept.nonzero()[0].tolist()]
+            rows = rows[kept]
         row_slots = flight.slots[rows]
+        if self._num_drafts:  # a stop may have cut the row
+            firsts = plan.num_computed[rows] + plan.num_scheduled[rows] - plan.num_drafts[rows]
+            counts = (slots.known[row_slots] - firsts).tolist()
+            news = [cut(columns, 0, n) for columns, n in zip(news, counts, strict=True)]
         clients, ids = slots.client[row_slots].tolist(), slots.wire_id[row_slots].tolist()
-        for i, client, wire_id in zip(rows.tolist(), clients, ids, strict=True):
-            columns = output.logprobs[i]
-            if self._num_drafts:  # a stop may have cut the row
-                first = int(plan.num_computed[i] + plan.num_scheduled[i] - plan.num_drafts[i])
-                columns = cut(columns, 0, int(slots.known[flight.slots[i]]) - first)
-            self._outbox.logprobs(client, wire_id, columns)
+        self._outbox.logprobs(zip(clients, ids, news, strict=True))
         for i in output.prompt_logprobs:
             if live[i]:
                 slot = int(plan.slots[i])
@@ -544,11 +547,12 @@ class Scheduler:
         ends, slots = flight.ends[rows], flight.slots[rows]
         simple: list[int] = []
         decoded: list[Request] = []
+        requests = self.slots.requests
         for i, (slot, end) in enumerate(zip(slots.tolist(), ends.tolist(), strict=True)):
-            request = self._request_in(slot)
+            request = requests[slot]
+            assert request is not None
             before = end - size
-            hashed = len(request.block_hashes) * size
-            if hashed and hashed == before and len(request.tokens) == 4 * before:
+            if before and len(request.block_hashes) * size == before == len(request.tokens) >> 2:
                 simple.append(i)
                 decoded.append(request)
             else:
@@ -605,7 +609,8 @@ class Scheduler:
                 output.token_ids[i, :1].copy(),
             )
             if i in output.logprobs:
-                self._outbox.logprobs(request.client, request.wire_id, output.logprobs[i])
+                news = request.client, request.wire_id, output.logprobs[i]
+                self._outbox.logprobs([news])
             self._tell_start(request)
         elif request.max_total_tokens == request.num_prompt_tokens and (
             not request.wants_prompt_logprobs
