@@ -3,6 +3,7 @@
 """Chat templates against transformers' own rendering."""
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from llmserve.config.demo import demo_model
 from llmserve.config.gguf import read_header
 from llmserve.errors import ConfigError, RequestError
+from llmserve.frontend import chat_template
 from llmserve.frontend.chat_template import ChatTemplate, read_template
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -55,6 +57,10 @@ TOOL = {"name": "f", "description": "a < b & 'c' é", "parameters": {"b": 1, "a"
 def reference(source: str, messages: list[dict[str, Any]], **kwargs: Any) -> str:
     texts, _ = render_jinja_template([messages], chat_template=source, **(SPECIAL | kwargs))
     return str(texts[0])
+
+
+def render(template: ChatTemplate, messages: list[dict[str, Any]]) -> str:
+    return template.render(messages, add_generation_prompt=False, continue_final_message=False)
 
 
 @pytest.mark.parametrize("source", [CHATML, TRIMMING, PARTS, TOOLS])
@@ -179,3 +185,47 @@ def test_template_from_file_or_text(tmp_path: Path) -> None:
     assert read_template(str(file)) == read_template("{{ 1 }}") == "{{ 1 }}"
     with pytest.raises(ConfigError, match="nowhere"):
         read_template(str(tmp_path / "nowhere"))
+
+
+MANY = "{% for i in range(99999) %}"
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (f"{MANY}{MANY}{{% endfor %}}{{% endfor %}}", "ran for more than"),
+        (f"{{% set n = range(99999) | list %}}{MANY}{{% for j in n %}}{{% endfor %}}{{% endfor %}}",
+         "ran for more than"),
+        ("{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+         "ran for more than"),
+        (f"{MANY}{{{{ messages[0].content }}}}{{% endfor %}}", "characters"),
+        ("{{ messages[0].content * 999999999 }}", "characters"),
+        ("{{ 999999999 * messages[0].content }}", "characters"),
+        ("{{ 9 ** 9 ** 9 ** 9 }}", "powers"),
+    ],
+)  # fmt: skip
+def test_a_render_has_an_end(monkeypatch: pytest.MonkeyPatch, source: str, reason: str) -> None:
+    """Loops, recursion, output and single operations; the messages of others go through."""
+    monkeypatch.setattr(chat_template, "_MAX_SECONDS", 0.05)
+    guard = "{% if messages[0].role == 'tool' %}" + source + "{% endif %}ok"
+    template = ChatTemplate(guard, SPECIAL)
+    messages = [{"role": "tool", "content": "x" * 10_000}]
+    start = time.thread_time()
+    with pytest.raises(RequestError, match=reason):
+        render(template, messages)
+    assert time.thread_time() - start < 0.5
+    assert render(template, [{"role": "user", "content": "x"}]) == "ok"
+
+
+def test_loop_variables_count_as_they_do_without_a_deadline() -> None:
+    source = (
+        "{% for m in messages if m.role != 'system' %}{{ loop.index }}/{{ loop.length }}"
+        "{{ loop.revindex }}{{ loop.first }}{{ loop.last }}"
+        "{{ loop.previtem is defined }}{{ loop.nextitem is defined }}{{ 3 * 'ab' }}"
+        "{% else %}none{% endfor %}"
+        "{% for k, v in {'a': 1}.items() %}{{ k }}{{ v }}{% endfor %}"
+        "{% for x in [1, [2]] recursive %}{{ loop(x) if x is iterable else x }}{% endfor %}"
+    )
+    template = ChatTemplate(source, SPECIAL)
+    for messages in (CHAT, CHAT[:1]):
+        assert render(template, messages) == reference(source, messages)

@@ -8,6 +8,8 @@ The environment is the documented one of `apply_chat_template`: trimmed blocks, 
 
 import datetime
 import json
+import time
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -15,21 +17,69 @@ from typing import Any, Literal, NoReturn
 import jinja2
 from jinja2 import ext, meta, nodes
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llmserve.errors import ConfigError, RequestError
 
 _TAG = "<|llmserve-final-message-ends-here|> "  # its last space shows whether a template trims
 _PROBE = "llmserve-probe"
+# A template runs in the API process's only thread: what it may take of it, and make.
+_MAX_SECONDS = 1.0  # of this thread's CPU time
+_MAX_CHARACTERS = 1 << 26
+_DEADLINE = "llmserve_deadline"
 # Names that template variables from a caller may not have.
 RESERVED = frozenset(
-    {"messages", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize"}
+    {
+        "messages",
+        "add_generation_prompt",
+        "continue_final_message",
+        "chat_template",
+        "tokenize",
+        _DEADLINE,
+    }
 )
 # What code inside a template may raise on messages it was not written for.
 _TEMPLATE_ERRORS = (
     jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError,
     RecursionError,
 )  # fmt: skip
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """jinja2's sandbox, where calls, loops and products end at the deadline or at the size."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+        _check_deadline(context[_DEADLINE])
+        return super().call(context, obj, *args, **kwargs)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if operator == "**":
+            raise jinja2.TemplateRuntimeError("powers are not supported")
+        for repeated, times in ((left, right), (right, left)):
+            if (
+                isinstance(repeated, (str, list, tuple))
+                and isinstance(times, int)
+                and len(repeated) * times > _MAX_CHARACTERS
+            ):
+                raise jinja2.TemplateRuntimeError(f"more than {_MAX_CHARACTERS} characters")
+        return super().call_binop(context, operator, left, right)
+
+
+def _check_deadline(deadline: float) -> None:
+    if time.thread_time() > deadline:
+        raise jinja2.TemplateRuntimeError(f"it ran for more than {_MAX_SECONDS:g} s")
+
+
+@jinja2.pass_context
+def _until_deadline(context: Context, items: Iterable[Any]) -> Iterator[Any]:
+    """What every `for` goes through, `items` one by one."""
+    deadline = context[_DEADLINE]
+    for item in items:
+        _check_deadline(deadline)
+        yield item
 
 
 class _GenerationTag(ext.Extension):
@@ -71,18 +121,23 @@ class ChatTemplate:
     """One compiled template. `special_tokens` are variables in it: "bos_token" -> "<s>"."""
 
     def __init__(self, source: str, special_tokens: dict[str, str]) -> None:
-        environment = ImmutableSandboxedEnvironment(
+        environment = _Environment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, ext.loopcontrols]
         )
         environment.filters["tojson"] = _tojson
+        environment.filters["until_deadline"] = _until_deadline
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = _strftime_now
         try:
             syntax_tree = environment.parse(source)
-            self._template = environment.from_string(source)
+            self.variables = frozenset(meta.find_undeclared_variables(syntax_tree))
+            for loop in syntax_tree.find_all(nodes.For):
+                loop.iter = nodes.Filter(
+                    loop.iter, "until_deadline", [], [], None, None, lineno=loop.lineno
+                )
+            self._template = environment.from_string(syntax_tree)
         except jinja2.TemplateError as error:
             raise ConfigError(f"the chat template is not valid: {error}") from None
-        self.variables = frozenset(meta.find_undeclared_variables(syntax_tree))
         self.source = source
         self._special_tokens = special_tokens
 
@@ -141,7 +196,15 @@ class ChatTemplate:
         return _cut_at_tag(text) if continue_final_message else text
 
     def _render(self, messages: list[dict[str, Any]], variables: dict[str, Any]) -> str:
-        return self._template.render(messages=messages, **(self._special_tokens | variables))
+        variables = self._special_tokens | variables
+        variables[_DEADLINE] = time.thread_time() + _MAX_SECONDS
+        pieces, size = [], 0
+        for piece in self._template.generate(messages=messages, **variables):
+            pieces.append(piece)
+            size += len(piece)
+            if size > _MAX_CHARACTERS:
+                raise jinja2.TemplateRuntimeError(f"more than {_MAX_CHARACTERS} characters")
+        return "".join(pieces)
 
     def _fitted(self, message: dict[str, Any]) -> dict[str, Any]:
         """The message with its content in a form that the template reads."""
