@@ -7,7 +7,8 @@ import torch
 
 from llmserve.errors import ConfigError
 from llmserve.executor.base import ModelFacts
-from llmserve.worker.worker import Worker, free_memory, run_dummy
+from llmserve.worker.memory import free_memory
+from llmserve.worker.worker import Worker, run_dummy
 from tests.helpers.tiny_runner import VOCABULARY, describe_tiny
 from tests.helpers.tiny_worker import plan_of, tiny_config, tiny_kv
 

@@ -24,7 +24,8 @@ from llmserve.errors import ConfigError
 from llmserve.models.common import DecoderConfig, Fields
 from llmserve.models.registry import MODELS
 from llmserve.worker.device import DeviceInfo, detect
-from llmserve.worker.worker import cpu_kv_bytes, free_memory
+from llmserve.worker.memory import free_memory
+from llmserve.worker.worker import cpu_kv_bytes
 
 _DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from llmserve.errors import ConfigError
+from llmserve.worker.memory import total_memory
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,8 @@ def detect(requested: str) -> DeviceInfo:
             "cuda", properties.name, properties.major, properties.total_memory, True, 0
         )
     flags, name, cores = _read_cpuinfo()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     fast = not flags.isdisjoint({"avx512_bf16", "amx_bf16"})
-    return DeviceInfo("cpu", name, 0, memory, fast, cores)
+    return DeviceInfo("cpu", name, 0, total_memory(), fast, cores)
 
 
 def _read_cpuinfo() -> tuple[set[str], str, int]:

@@ -3,9 +3,7 @@
 """A device with a model on it: loads, measures, allocates, runs."""
 
 import dataclasses
-import os
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +23,7 @@ from llmserve.models.registry import MODELS
 from llmserve.sampling.sampler import Sampler
 from llmserve.utils.logger import get_logger
 from llmserve.worker.cuda_graph import capture_sizes, mixed_sizes
+from llmserve.worker.memory import free_memory
 from llmserve.worker.model_runner import ModelRunner, StepResult
 
 logger = get_logger(__name__)
@@ -225,12 +224,3 @@ def run_dummy(runner: ModelRunner, counts: list[int], slot: int = 0) -> None:
 def cpu_kv_bytes(free: int) -> int:
     """The KV cache's size on a CPU with `free` bytes of memory once the weights are loaded."""
     return min(_CPU_KV_BYTES, int(free * _CPU_KV_SHARE))
-
-
-def free_memory() -> int:
-    """Bytes that the system could hand out without swapping."""
-    path = Path("/proc/meminfo")
-    for line in path.read_text().splitlines() if path.exists() else []:
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
