@@ -57,8 +57,9 @@ class Admission:
                 f"{self.max_model_len} tokens holds at most {self.max_model_len - 1}",
                 param="prompt",
             )
-        # negative ones are large there
-        if np.maximum.reduce(np.frombuffer(message.prompt, np.uint32)) >= self.logits_width:
+        # as unsigned ones, negative ids are large
+        largest = np.maximum.reduce(np.frombuffer(message.prompt, np.uint32)).item()
+        if largest >= self.logits_width:
             prompt = message.prompt_token_ids
             low, high = int(prompt.min()), int(prompt.max())
             raise RequestError(

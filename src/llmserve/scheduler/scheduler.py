@@ -175,10 +175,11 @@ class Scheduler:
         slot = request.slot
         epoch = self.slots.leave(slot)
         request.slot = 0
-        request.num_in_flight = sum(
-            int(np.count_nonzero((flight.slots == slot) & (flight.epochs == epoch)))
-            for flight in self._in_flight
-        )
+        request.num_in_flight = 0
+        for flight in self._in_flight:
+            row = (flight.slots == np.array(slot)).nonzero()[0]
+            if len(row):
+                request.num_in_flight += int(flight.epochs[row[0]] == epoch)
         if request.num_in_flight:
             self._departed[slot, epoch] = request
         self.kv.release(slot)
@@ -368,9 +369,10 @@ class Scheduler:
         if not num_rows:
             return None
         if rows.slots:
-            decodes = np.concatenate((decodes, rows.slots), dtype=np.int64)
-            starts = np.concatenate((starts, rows.starts), dtype=np.int64)
-            counts = np.concatenate((counts, rows.counts), dtype=np.int64)
+            more = np.array((rows.slots, rows.starts, rows.counts), np.int64)
+            if n:
+                more = np.concatenate(((decodes, starts, counts), more), axis=1)
+            decodes, starts, counts = more
         drafts = self._no_drafts[:num_rows]
         if self._num_drafts:
             drafts = counts.astype(np.int32) - 1
