@@ -32,7 +32,7 @@ def other_value(option: Option) -> tuple[list[str], Any]:
     if option.is_json:
         return ['{"a": {"b": 1}}'], {"a": {"b": 1}}
     if option.info.repeat:
-        return ["one", "two"], ["one", "two"]
+        return (["3", "5"], [3, 5]) if option.word_type is int else (["one", "two"],) * 2
     if option.name == "block_size":
         return ["32"], 32
     if option.type is int:

@@ -29,6 +29,7 @@ _SOURCE = "tests/config/test_source.py::"
 _ORACLES = "tests/e2e/test_oracles.py::"
 _PROCESSES = "tests/e2e/test_processes.py::"
 _HERE = "tests/e2e/test_flags.py::"
+_GRAPHS = "tests/worker/test_cuda_graph.py::"
 
 SEEN_BY = {
     "CacheConfig.block_size": _HERE + "test_block_size",
@@ -40,8 +41,11 @@ SEEN_BY = {
     "CacheConfig.num_gpu_blocks_override": _ORACLES + "test_preempted_equals_undisturbed",
     "DeviceConfig.attention_backend": "tests/worker/test_worker.py::test_backend_that_does_not_fit",
     "DeviceConfig.cpu_threads": _HERE + "test_cpu_threads",
+    "DeviceConfig.cudagraph_capture_sizes": _GRAPHS + "test_decode_sizes_of_flags",
+    "DeviceConfig.cudagraph_mode": _HERE + "test_graph_modes",
+    "DeviceConfig.max_cudagraph_capture_size": _GRAPHS + "test_decode_sizes_of_flags",
     "DeviceConfig.device": "tests/e2e/test_bad_input.py::test_a_card_that_is_not_there",
-    "DeviceConfig.enforce_eager": _HERE + "test_enforce_eager",
+    "DeviceConfig.enforce_eager": _HERE + "test_graph_modes",
     "DeviceConfig.tensor_parallel_size": _HERE + "test_what_has_one_value_refuses_others",
     "LoadConfig.download_dir": _SOURCE + "test_download_dir_and_dummy_weights",
     "LoadConfig.load_format": _HERE + "test_load_format",
@@ -178,10 +182,21 @@ def test_cpu_threads(engine: Callable[..., Engine]) -> None:
 
 
 @pytest.mark.gpu
-def test_enforce_eager(engine: Callable[..., Engine]) -> None:
-    for eager in (True, False):
-        executor: Any = engine(device="cuda", dtype="float16", enforce_eager=eager).core.executor
-        assert (executor.worker.runner.graphs is None) == eager
+@pytest.mark.parametrize(
+    ("flags", "decode", "mixed"),
+    [
+        ({}, True, True),
+        ({"cudagraph_mode": "FULL_DECODE_ONLY"}, True, False),
+        ({"cudagraph_mode": "NONE"}, False, False),
+        ({"enforce_eager": True}, False, False),
+    ],
+)
+def test_graph_modes(
+    engine: Callable[..., Engine], flags: dict[str, Any], decode: bool, mixed: bool
+) -> None:
+    executor: Any = engine(device="cuda", dtype="float16", **flags).core.executor
+    graphs = executor.worker.runner.graphs
+    assert (bool(graphs and graphs._decode), bool(graphs and graphs._mixed)) == (decode, mixed)
 
 
 def test_load_format(engine: Callable[..., Engine]) -> None:

@@ -5,24 +5,38 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmserve.worker.cuda_graph import capture_sizes, mixed_sizes
+from llmserve.config.device import DeviceConfig
+from llmserve.errors import ConfigError
+from llmserve.worker.cuda_graph import decode_sizes, mixed_sizes
 from tests.helpers.tiny_runner import CONFIGS, Driver, random_prompt
 
+DEFAULT = DeviceConfig()
 
-def test_capture_sizes_end_at_the_most_rows() -> None:
-    assert capture_sizes(1) == [1]
-    assert capture_sizes(6) == [1, 2, 4, 6]
-    assert capture_sizes(64)[-3:] == [48, 56, 64]
+
+def test_decode_sizes_end_at_the_most_rows() -> None:
+    assert decode_sizes(DEFAULT, 1) == [1]
+    assert decode_sizes(DEFAULT, 6) == [1, 2, 4, 6]
+    assert decode_sizes(DEFAULT, 64)[-3:] == [48, 56, 64]
     for limit in (1, 7, 100, 256, 1024):
-        sizes = capture_sizes(limit)
+        sizes = decode_sizes(DEFAULT, limit)
         assert sizes == sorted(set(sizes)) and sizes[-1] == min(limit, 512)
         assert all(b <= 2 * a or b <= 8 for a, b in zip(sizes, sizes[1:], strict=False))
 
 
+def test_decode_sizes_of_flags() -> None:
+    config = DeviceConfig(max_cudagraph_capture_size=12)
+    assert decode_sizes(config, 100) == [1, 2, 4, 8, 12]
+    config = DeviceConfig(cudagraph_capture_sizes=[8, 2, 64, 8])
+    assert decode_sizes(config, 32) == [2, 8]
+    with pytest.raises(ConfigError, match="--cudagraph-capture-sizes must be positive"):
+        DeviceConfig(cudagraph_capture_sizes=[4, 0])
+
+
 def test_mixed_sizes_end_at_the_most_tokens() -> None:
-    assert mixed_sizes(10) == [10]
-    assert mixed_sizes(100) == [16, 32, 64, 96, 100]
-    assert mixed_sizes(16384)[-1] == 2048
+    assert mixed_sizes(DEFAULT, 10) == [10]
+    assert mixed_sizes(DEFAULT, 100) == [16, 32, 64, 96, 100]
+    assert mixed_sizes(DEFAULT, 16384)[-1] == 2048
+    assert mixed_sizes(DeviceConfig(cudagraph_mode="FULL_DECODE_ONLY"), 100) == []
 
 
 @pytest.mark.gpu

@@ -48,6 +48,11 @@ class Option:
         """Whether the value is a JSON object."""
         return typing.get_origin(self.type) is dict
 
+    @property
+    def word_type(self) -> type:
+        """What one word is: an element of a list, else the value."""
+        return typing.get_args(self.type)[0] if self.info.repeat else self.type
+
     def convert(self, word: str) -> Any:
         """The value that one word means; ConfigError names the flag."""
         try:
@@ -58,11 +63,11 @@ class Option:
                 if not isinstance(value, dict):
                     raise ValueError
                 return value
-            return self.type(word) if self.type in (int, float) else word
+            return self.word_type(word) if self.word_type in (int, float) else word
         except ConfigError as error:
             raise ConfigError(f"{self.flag}: {error.message}") from None
         except ValueError:
-            kind = {int: "a whole number", float: "a number"}.get(self.type, "a JSON object")
+            kind = {int: "a whole number", float: "a number"}.get(self.word_type, "a JSON object")
             raise ConfigError(f"{self.flag} must be {kind}, got {word!r}") from None
 
 

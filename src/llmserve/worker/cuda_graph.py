@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from llmserve.attention.base import AttentionMetadata
+from llmserve.config.device import DeviceConfig
 from llmserve.core.scheduler_output import SchedulerOutput
 from llmserve.worker.input_batch import HostStep, InputBatcher, StepInputs
 
@@ -17,15 +18,19 @@ _MAX_ROWS = 512
 _MAX_TOKENS = 2048  # of a step with prompts: above, the device is slower than its launches
 
 
-def capture_sizes(max_num_seqs: int) -> list[int]:
+def decode_sizes(config: DeviceConfig, max_num_seqs: int) -> list[int]:
     """Rows of the graphs: padding a step to the next one costs at most an eighth above 32 rows."""
-    sizes = [1, 2, 4, *range(8, 129, 8), *range(144, 257, 16), *range(288, _MAX_ROWS + 1, 32)]
-    most = min(max_num_seqs, _MAX_ROWS)
+    most = min(max_num_seqs, config.max_cudagraph_capture_size or _MAX_ROWS)
+    if config.cudagraph_capture_sizes:
+        return sorted({size for size in config.cudagraph_capture_sizes if size <= most})
+    sizes = [1, 2, 4, *range(8, 129, 8), *range(144, 257, 16), *range(288, most, 32)]
     return [size for size in sizes if size < most] + [most]
 
 
-def mixed_sizes(max_num_batched_tokens: int) -> list[int]:
+def mixed_sizes(config: DeviceConfig, max_num_batched_tokens: int) -> list[int]:
     """Tokens of the graphs of steps with prompts in them."""
+    if config.cudagraph_mode != "FULL":
+        return []
     sizes = [16, 32, 64, 96, 128, 192, 256, 384, 512, 640, 768, 1024, 1280, 1536, 1792, _MAX_TOKENS]
     most = min(max_num_batched_tokens, _MAX_TOKENS)
     return [size for size in sizes if size < most] + [most]

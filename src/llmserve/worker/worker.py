@@ -22,7 +22,7 @@ from llmserve.models.interfaces import CausalLM
 from llmserve.models.registry import MODELS
 from llmserve.sampling.sampler import Sampler
 from llmserve.utils.logger import get_logger
-from llmserve.worker.cuda_graph import capture_sizes, mixed_sizes
+from llmserve.worker.cuda_graph import decode_sizes, mixed_sizes
 from llmserve.worker.memory import free_memory
 from llmserve.worker.model_runner import ModelRunner, StepResult
 
@@ -85,20 +85,25 @@ class Worker:
         """Allocates the pool and runs one step of each kind. `max_model_len` is final by now."""
         self._runner = self._make_runner(kv_config, max_model_len)
         warm_up(self.runner, max_model_len)
-        if self.device.type == "cuda" and not self.config.device.enforce_eager:
-            scheduler = self.config.scheduler
-            assert scheduler.max_num_seqs and scheduler.max_num_batched_tokens
-            began, free = time.monotonic(), torch.cuda.mem_get_info(self.device)[0]
-            sizes = capture_sizes(scheduler.max_num_seqs)
-            mixed = mixed_sizes(scheduler.max_num_batched_tokens)
-            self.runner.capture(sizes, mixed, scheduler.max_num_seqs)
-            logger.info(
-                "captured graphs of up to %d rows and %d tokens in %.1f s, %.2f GiB",
-                sizes[-1],
-                mixed[-1],
-                time.monotonic() - began,
-                (free - torch.cuda.mem_get_info(self.device)[0]) / 2**30,
-            )
+        if self.device.type == "cuda":
+            self._capture()
+
+    def _capture(self) -> None:
+        config, scheduler = self.config.device, self.config.scheduler
+        assert scheduler.max_num_seqs and scheduler.max_num_batched_tokens
+        sizes = decode_sizes(config, scheduler.max_num_seqs)
+        mixed = mixed_sizes(config, scheduler.max_num_batched_tokens)
+        if config.enforce_eager or config.cudagraph_mode == "NONE" or not sizes:
+            return
+        began, free = time.monotonic(), torch.cuda.mem_get_info(self.device)[0]
+        self.runner.capture(sizes, mixed, scheduler.max_num_seqs)
+        logger.info(
+            "captured graphs of up to %d rows and %d tokens in %.1f s, %.2f GiB",
+            sizes[-1],
+            mixed[-1] if mixed else 0,
+            time.monotonic() - began,
+            (free - torch.cuda.mem_get_info(self.device)[0]) / 2**30,
+        )
 
     def forward(self, plan: SchedulerOutput) -> None:
         """Enqueues the step up to its hidden states."""
