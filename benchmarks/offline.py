@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""Offline rates of vLLM or llmserve by the `LLM` interface that both have, on dummy weights.
+
+    python benchmarks/offline.py run ENGINE SHAPE RESULTS     appends to RESULTS what is not in it
+    python benchmarks/offline.py table RESULTS                both engines side by side
+
+bfloat16, greedy, random prompts, no prefix cache; the best of two runs. A result is one JSON line
+with the card and the engine's version, so an interrupted run goes on where it stopped.
+"""
+
+import argparse
+import importlib
+import json
+import random
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+_LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "rope_theta": 500000.0}
+_QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "rope_theta": 1e6}
+_MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "rope_theta": 1e6}
+
+
+def _shape(base: dict[str, Any], **sizes: Any) -> dict[str, Any]:
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+             "num_key_value_heads", "head_dim", "vocab_size")  # fmt: skip
+    common = {
+        "rms_norm_eps": 1e-6, "max_position_embeddings": 40960, "hidden_act": "silu",
+        "torch_dtype": "bfloat16", "tie_word_embeddings": False, "sliding_window": None,
+        "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    return base | common | dict(zip(names, sizes.pop("of"), strict=True)) | sizes
+
+
+SHAPES = {
+    "qwen3-0.6b": _shape(
+        _QWEN3, of=(1024, 3072, 28, 16, 8, 128, 151_936), tie_word_embeddings=True
+    ),
+    "llama-8b": _shape(_LLAMA, of=(4096, 14336, 32, 32, 8, 128, 128_256)),
+    "llama-1b": _shape(_LLAMA, of=(2048, 8192, 16, 32, 8, 64, 128_256), tie_word_embeddings=True),
+    "qwen3-4b": _shape(_QWEN3, of=(2560, 9728, 36, 32, 8, 128, 151_936), tie_word_embeddings=True),
+    "mistral-7b": _shape(_MISTRAL, of=(4096, 14336, 32, 32, 8, 128, 32_768)),
+    "tiny": _shape(_LLAMA, of=(64, 128, 2, 4, 2, 16, 1_000)),
+}
+
+
+def _uniform(seed: int) -> tuple[list[int], list[int]]:
+    draw = random.Random(seed)
+    ins = [draw.randint(100, 1024) for _ in range(256)]
+    return ins, [draw.randint(100, 1024) for _ in range(256)]
+
+
+# prompt lengths, output lengths, whether the input is what counts
+WORKLOADS = {
+    **{f"b{n} in128 out256": ([128] * n, [256] * n, False) for n in (1, 8, 64, 256)},
+    "prefill 32 x 2048": ([2048] * 32, [1] * 32, True),
+    "mix of 256, 100-1024": (*_uniform(0), False),
+    **{f"b{n} in128 out256": ([128] * n, [256] * n, False) for n in (3, 17, 100, 200)},
+    **{f"b8 in{n} out128": ([n] * 8, [128] * 8, False) for n in (1024, 3900)},
+}
+SMOKE = {"b2 in8 out4": ([8] * 2, [4] * 2, False), "prefill 2 x 16": ([16] * 2, [1] * 2, True)}
+
+
+def run(engine: str, shape: str, results: Path) -> None:
+    """Runs the workloads of `shape` that `results` has not."""
+    lines = results.read_text().splitlines() if results.exists() else []
+    done = {(r["engine"], r["shape"], r["workload"]) for r in map(json.loads, lines)}
+    workloads = SMOKE if shape == "tiny" else WORKLOADS
+    todo = {name: w for name, w in workloads.items() if (engine, shape, name) not in done}
+    if not todo:
+        return
+    config = SHAPES[shape]
+    folder = Path(tempfile.mkdtemp(prefix="shape-"))
+    (folder / "config.json").write_text(json.dumps(config))
+    module = importlib.import_module(engine)
+    began = time.perf_counter()
+    longest = 64 if shape == "tiny" else 4096
+    llm = module.LLM(
+        model=str(folder), load_format="dummy", skip_tokenizer_init=True, max_model_len=longest,
+        gpu_memory_utilization=0.85, enable_prefix_caching=False, max_num_seqs=512,
+        max_num_batched_tokens=16384, disable_log_stats=True,
+    )  # fmt: skip
+    start = time.perf_counter() - began
+    draw = random.Random(1)
+
+    def once(ins: list[int], outs: list[int]) -> float:
+        prompts = [
+            {"prompt_token_ids": [draw.randrange(10, config["vocab_size"]) for _ in range(n)]}
+            for n in ins
+        ]
+        params = [
+            module.SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=n, detokenize=False)
+            for n in outs
+        ]
+        began = time.perf_counter()
+        answers = llm.generate(prompts, params, use_tqdm=False)
+        seconds = time.perf_counter() - began
+        assert sum(len(a.outputs[0].token_ids) for a in answers) == sum(outs)
+        return seconds
+
+    once([16] * 4, [8] * 4)
+    with results.open("a") as file:
+        for name, (ins, outs, is_input) in todo.items():
+            seconds = min(once(ins, outs) for _ in range(2))
+            record = {
+                "engine": engine, "version": module.__version__, "shape": shape,
+                "workload": name, "card": _card(),
+                "tok_s": round((sum(ins) if is_input else sum(outs)) / seconds, 1),
+                "seconds": round(seconds, 4), "start_s": round(start, 1),
+            }  # fmt: skip
+            print(json.dumps(record), file=file, flush=True)
+
+
+def _card() -> str:
+    torch = importlib.import_module("torch")
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+
+
+def table(results: Path) -> None:
+    """Rates and ratios; rows that one engine has alone are left out."""
+    rates: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
+    for record in map(json.loads, results.read_text().splitlines()):
+        key = (record["card"], record["shape"], record["workload"])
+        rates.setdefault(key, {})[record["engine"]] = record
+    print("| card | shape | workload | vllm tok/s | llmserve tok/s | ratio |")
+    print("|---|---|---|---|---|---|")
+    for (card, shape, workload), by in rates.items():
+        if len(by) == 2:
+            ours, theirs = by["llmserve"]["tok_s"], by["vllm"]["tok_s"]
+            print(
+                f"| {card} | {shape} | {workload} | {theirs:,.0f} | {ours:,.0f} "
+                f"| {ours / theirs:.2f} |"
+            )
+    versions = {f"{r['engine']} {r['version']}" for by in rates.values() for r in by.values()}
+    print("\n" + ", ".join(sorted(versions)))
+
+
+def main() -> None:
+    """See the module's first lines."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    runs = commands.add_parser("run")
+    runs.add_argument("engine", choices=("vllm", "llmserve"))
+    runs.add_argument("shape", choices=SHAPES)
+    runs.add_argument("results", type=Path)
+    commands.add_parser("table").add_argument("results", type=Path)
+    args = parser.parse_args()
+    if args.command == "run":
+        run(args.engine, args.shape, args.results)
+    else:
+        table(args.results)
+
+
+if __name__ == "__main__":
+    main()
