@@ -14,11 +14,20 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 _LAZY = {
     "LLM": "llmserve.frontend.llm:LLM",
     "AsyncLLM": "llmserve.frontend.async_llm:AsyncLLM",
+    "BeamSearchParams": "llmserve.frontend.beam_search:BeamSearchParams",
     "SamplingParams": "llmserve.core.sampling_params:SamplingParams",
     "RequestOutput": "llmserve.core.outputs:RequestOutput",
     "CompletionOutput": "llmserve.core.outputs:CompletionOutput",
 }
-__all__ = ["LLM", "AsyncLLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = [
+    "LLM",
+    "AsyncLLM",
+    "BeamSearchParams",
+    "CompletionOutput",
+    "RequestOutput",
+    "SamplingParams",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> object:

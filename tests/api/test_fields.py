@@ -21,7 +21,7 @@ LONG, SHORT = "array_above_max_length", "array_below_min_length"
 FLAGS = [
     "include_stop_str_in_output", "ignore_eos", "skip_special_tokens",
     "spaces_between_special_tokens", "stream", "echo", "return_token_ids",
-    "return_tokens_as_token_ids", "add_special_tokens",
+    "return_tokens_as_token_ids", "add_special_tokens", "use_beam_search", "early_stopping",
 ]  # fmt: skip
 SHARED: list[tuple[str, Any, str | None, str | None]] = [
     ("model", 7, TYPE, None),
@@ -95,6 +95,9 @@ SHARED: list[tuple[str, Any, str | None, str | None]] = [
     ("stream_options", {"include_usage": True}, VALUE, None),
     ("stream_interval", "x", TYPE, None),
     ("stream_interval", 0, LOW, None),
+    ("length_penalty", "x", TYPE, None),
+    ("length_penalty", -10.1, LOWER, None),
+    ("length_penalty", 10.1, HIGHER, None),
     ("priority", "x", TYPE, None),
     ("priority", 2**31, HIGH, None),
     ("priority", -(2**31) - 1, LOW, None),
@@ -136,6 +139,10 @@ COMPLETIONS: list[tuple[str, Any, str | None, str | None]] = [
     ("logprobs", True, TYPE, None),
     ("logprobs", -2, LOW, None),
     ("logprobs", 21, HIGH, None),
+    ("best_of", "x", TYPE, None),
+    ("best_of", True, TYPE, None),
+    ("best_of", 0, LOW, None),
+    ("best_of", 129, HIGH, None),
     ("prompt", None, "missing_required_parameter", None),
     ("prompt", 5, TYPE, None),
     ("prompt", {}, TYPE, None),
@@ -192,7 +199,7 @@ async def test_what_is_not_built_is_refused_by_name(route: str) -> None:
             assert (error["param"], error["code"]) == (name, "unsupported_parameter")
             for value in (None, *harmless):
                 assert (await ask(**{name: value})).status_code == 200, (name, value)
-        assert (await ask(best_of=True)).status_code == 400  # True is not the number 1
+        assert (await ask(thinking_token_budget=-1.0)).status_code == 400  # no integer
 
 
 async def test_ignored_fields_are_named_and_change_nothing() -> None:

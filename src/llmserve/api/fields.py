@@ -22,6 +22,7 @@ from llmserve.api.errors import (
 )
 from llmserve.core.sampling_params import MAX_BAD_WORDS, MAX_N, MAX_STOP_STRINGS
 from llmserve.errors import RequestError
+from llmserve.frontend.beam_search import WITHOUT_EFFECT, BeamOptions
 
 Body = TypeVar("Body", bound="RequestBody")
 
@@ -66,10 +67,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "vllm_xargs": ({},),
     "logits_processors": ([],),
     "custom_logit_processor": (),
-    "use_beam_search": (False,),
-    "best_of": (1,),
-    "length_penalty": (1, 1.0),
-    "early_stopping": (False,),
     "truncate_prompt_tokens": (),
     "repetition_detection": ({},),
     "logprob_token_ids": ([],),
@@ -203,9 +200,14 @@ class RequestBody(BaseModel):
             raise from_validation(error.errors(include_url=False)) from None
 
     @classmethod
+    def without_effect(cls, body: dict[str, Any]) -> set[str]:
+        """Fields of ours that mean nothing beside the others of this body."""
+        return set()
+
+    @classmethod
     def ignored(cls, body: dict[str, Any]) -> dict[str, str]:
         """The header that names the fields which were accepted and have no effect."""
-        known = cls.model_fields.keys()
+        known = cls.model_fields.keys() - cls.without_effect(body)
         names = [
             name
             for name, value in body.items()
@@ -261,6 +263,9 @@ class GenerationBody(RequestBody):
     stream: bool = False
     stream_options: StreamOptions | None = None
     stream_interval: int = Field(1, ge=1, le=INT64_MAX)
+    use_beam_search: bool = False
+    length_penalty: float = Field(1.0, ge=-10, le=10)
+    early_stopping: bool = False
     echo: bool = False
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
@@ -276,8 +281,22 @@ class GenerationBody(RequestBody):
             raise invalid_value("stream_options", "it is only allowed with stream=true")
         if self.stream and self.prompt_logprobs is not None:
             raise invalid_value("prompt_logprobs", "it is not available with stream=true")
-        if self.n > 1 and self.temperature == 0:
+        if self.use_beam_search and self.stream:
+            raise invalid_value("stream", "it is not available with use_beam_search=true")
+        if self.n > 1 and self.temperature == 0 and not self.use_beam_search:
             raise invalid_value("n", "it must be 1 with temperature=0, which makes equal answers")
+
+    @classmethod
+    def without_effect(cls, body: dict[str, Any]) -> set[str]:
+        """Beam search draws nothing; its own fields mean nothing without it."""
+        return set(WITHOUT_EFFECT if body.get("use_beam_search") else _BEAM_FIELDS)
+
+    @property
+    def beam(self) -> BeamOptions | None:
+        """How to search, where beam search is asked for."""
+        if not self.use_beam_search:
+            return None
+        return BeamOptions(self.length_penalty, self.early_stopping)
 
     def sampling_fields(self) -> dict[str, Any]:
         """SamplingParams' fields as far as the client gave them, without the token limits."""
@@ -285,6 +304,7 @@ class GenerationBody(RequestBody):
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
+_BEAM_FIELDS = frozenset({"length_penalty", "early_stopping"})
 _SAMPLING_FIELDS = frozenset(
     {
         "n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty",

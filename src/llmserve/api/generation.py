@@ -3,14 +3,50 @@
 """The streams of one HTTP request as one: several prompts, n continuations each."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
+from llmserve.api.fields import GenerationBody
 from llmserve.core.messages import FinishReason
 from llmserve.core.outputs import Delta
+from llmserve.core.sampling_params import SamplingParams
 from llmserve.errors import EngineError
-from llmserve.frontend.async_llm import RequestStream
+from llmserve.frontend.async_llm import AsyncLLM, RequestStream
+from llmserve.frontend.beam_search import BeamStream
+
+Stream = RequestStream | BeamStream
+
+
+async def submit(
+    llm: AsyncLLM,
+    body: GenerationBody,
+    prompt_token_ids: list[int],
+    params: SamplingParams,
+    *,
+    request_id: str,
+    prompt_text: str | None = None,
+) -> Stream:
+    """Starts one prompt's continuations, drawn or searched for."""
+    if (beam := body.beam) is not None:
+        return BeamStream(
+            llm,
+            prompt_token_ids,
+            params,
+            beam,
+            request_id=request_id,
+            priority=body.priority,
+            cache_salt=body.cache_salt or "",
+        )
+    return await llm.submit(
+        prompt_token_ids,
+        params,
+        request_id=request_id,
+        prompt_text=prompt_text,
+        priority=body.priority,
+        cache_salt=body.cache_salt or "",
+    )
 
 
 class Choice(msgspec.Struct):
@@ -26,7 +62,7 @@ class Choice(msgspec.Struct):
 class Generation:
     """`streams[i]` makes the choices from `i * n` on; `remaining` counts unfinished choices."""
 
-    def __init__(self, streams: list[RequestStream], n: int) -> None:
+    def __init__(self, streams: Sequence[Stream], n: int) -> None:
         self.streams = streams
         self.n = n
         self.remaining = len(streams) * n
@@ -61,7 +97,7 @@ class Generation:
         news, self._news = self._news, []
         return news
 
-    async def _pump(self, index: int, stream: RequestStream) -> None:
+    async def _pump(self, index: int, stream: Stream) -> None:
         left = self.n
         try:
             while left:
@@ -119,7 +155,7 @@ class Generation:
         }
 
 
-async def _news(stream: RequestStream) -> list[Delta]:
+async def _news(stream: Stream) -> list[Delta]:
     deltas = await stream.next()
     if not deltas and stream.finished:
         raise EngineError("The request was aborted.")

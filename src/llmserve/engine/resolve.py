@@ -7,22 +7,19 @@ given, a changed one, or raises ConfigError. What a rule changed is logged.
 """
 
 import dataclasses
-import hashlib
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import msgspec
-
-from llmserve import __version__
 from llmserve.config.engine import EngineConfig
 from llmserve.config.flag import flag_name
 from llmserve.config.hf import ModelDescription
 from llmserve.core.kv_spec import KVCacheConfig
 from llmserve.core.messages import ModelInfo
 from llmserve.engine.core import EngineCore
+from llmserve.engine.fingerprint import fingerprint
 from llmserve.errors import ConfigError
 from llmserve.executor.base import ModelFacts
 from llmserve.executor.registry import EXECUTORS
@@ -206,9 +203,6 @@ def _model_info(
     device: DeviceInfo,
 ) -> ModelInfo:
     assert config.model.max_model_len and config.scheduler.max_num_batched_tokens
-    numerics = msgspec.json.encode(
-        [__version__, model.architecture, model.hf_config, facts.dtype, device.name, facts.kernels]
-    )
     defaults = {} if config.model.generation_config == "vllm" else dict(model.generation_defaults)
     return ModelInfo(
         name=model.source.name,
@@ -227,7 +221,7 @@ def _model_info(
         weight_bytes=facts.weight_bytes,
         kv_specs=facts.kv_specs,
         max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
-        fingerprint=f"llmserve-{__version__}-{hashlib.sha256(numerics).hexdigest()[:8]}",
+        fingerprint=fingerprint(config, model, facts, device.name),
         cache_config={
             field.name: str(getattr(config.cache, field.name))
             for field in dataclasses.fields(config.cache)

@@ -26,6 +26,12 @@ from llmserve.core.sampling_params import SamplingParams
 from llmserve.engine.client import EngineClient
 from llmserve.engine.launch import EngineProcess, launch_engine
 from llmserve.errors import ConfigError, EngineDeadError, EngineError
+from llmserve.frontend.beam_search import (
+    BeamOptions,
+    BeamSearch,
+    BeamSearchOutput,
+    BeamSearchParams,
+)
 from llmserve.frontend.chat_template import ChatTemplate, read_template
 from llmserve.frontend.input_processor import InputProcessor, Prompt
 from llmserve.frontend.output_processor import Gathered, OutputProcessor, Request
@@ -139,6 +145,38 @@ class LLM:
         inputs = self._input.read_texts(texts, add_special_tokens=False)
         return self._run(inputs, sampling_params, use_tqdm, None)
 
+    def beam_search(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: BeamSearchParams,
+        *,
+        use_tqdm: bool = False,
+    ) -> list[BeamSearchOutput]:
+        """The `beam_width` best continuations of each prompt that beam search finds."""
+        self._check_open()
+        if isinstance(prompts, str | dict) or _is_ids(prompts):
+            prompts = [cast(Prompt, prompts)]
+        options = BeamOptions(params.length_penalty, params.early_stopping)
+        searches: list[tuple[list[int], BeamSearch]] = []
+        for _, ids in self._input.read_prompts(list(cast(Sequence[Prompt], prompts))):
+            checked = self._input.check_params(params.sampling_params(), prompt_len=len(ids))[0]
+            eos = self.model.eos_token_ids
+            searches.append((ids, BeamSearch(checked, options, eos, self.model.logits_width)))
+        with _progress(len(searches), use_tqdm) as bar:
+            while open_ones := [pair for pair in searches if not pair[1].done]:
+                asked = [
+                    [
+                        Request(str(next(self._request_ids)), ids + beam.tokens, search.step_params)
+                        for beam in search.live
+                    ]
+                    for ids, search in open_ones
+                ]
+                self._complete([request for requests in asked for request in requests])
+                for (_, search), requests in zip(open_ones, asked, strict=True):
+                    search.advance([(one.take()[0].logprobs or [])[0] for one in requests])
+                    bar.update(search.done)
+        return [search.output(self._tokenizer, ids) for ids, search in searches]
+
     def get_tokenizer(self) -> Tokenizer:
         """The tokenizer; ConfigError with skip_tokenizer_init."""
         if self._tokenizer is None:
@@ -192,12 +230,21 @@ class LLM:
             checked = self._input.check_params(one, prompt_len=len(ids))[0]
             requests.append(Request(str(next(self._request_ids)), ids, checked, text))
         total = sum(request.n for request in requests)
-        with self._running(requests, priority), _progress(total, use_tqdm) as bar:
+        with _progress(total, use_tqdm) as bar:
+            self._complete(requests, priority, bar)
+        return [self._gather(request) for request in requests]
+
+    def _complete(
+        self,
+        requests: list[Request],
+        priority: Sequence[int] | None = None,
+        bar: "tqdm[Any] | None" = None,
+    ) -> None:
+        with self._running(requests, priority):
             while left := self._processor.num_unfinished:
                 self._step()
-                if done := left - self._processor.num_unfinished:
+                if (done := left - self._processor.num_unfinished) and bar is not None:
                     bar.update(done)
-        return [self._gather(request) for request in requests]
 
     @contextlib.contextmanager
     def _running(self, requests: list[Request], priority: Sequence[int] | None) -> Iterator[None]:

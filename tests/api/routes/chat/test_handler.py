@@ -169,3 +169,13 @@ async def test_stop_strings_end_the_answer_and_are_named() -> None:
         choice = (await api.chat(stop="wor")).json()["choices"][0]
     assert choice["message"]["content"] == "Hello, "
     assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", "wor")
+
+
+async def test_beam_search() -> None:
+    async with open_api() as api:
+        body = (await api.chat(use_beam_search=True, n=2, max_tokens=2, logprobs=True)).json()
+        texts = [choice["message"]["content"] for choice in body["choices"]]
+        assert texts[0] == "II" and len(texts) == 2  # the scripted engine's likeliest after any
+        assert len(body["choices"][0]["logprobs"]["content"]) == 2
+        refused = await api.chat(use_beam_search=True, stream=True)
+        assert refused.json()["error"]["param"] == "stream"

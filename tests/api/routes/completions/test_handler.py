@@ -2,6 +2,8 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """POST /v1/completions, whole."""
 
+import itertools
+
 import pytest
 
 from tests.helpers.api import TOKENIZER, open_api
@@ -109,3 +111,49 @@ async def test_one_bad_prompt_refuses_all_before_anything_runs() -> None:
         answer = await api.complete(["a", "b", "x" * 300])
         assert answer.json()["error"]["code"] == "context_length_exceeded"
         assert not api.engine.requests
+
+
+async def test_best_of_shows_the_likeliest_by_the_mean_of_their_tokens() -> None:
+    """Token t has log-probability -t / 100, so "a" is likelier than "b"."""
+    async with open_api() as api:
+        texts = itertools.cycle(["cc", "a", "bbbb", "f", "d", "e"])
+        api.engine.answer = lambda request: next(texts)
+        body = (await api.complete(["x", "y"], n=2, best_of=3, max_tokens=1)).json()
+        assert [choice["text"] for choice in body["choices"]] == ["a", "b", "d", "e"]
+        assert [choice["index"] for choice in body["choices"]] == [0, 1, 2, 3]
+        assert {choice["logprobs"] for choice in body["choices"]} == {None}
+        assert body["usage"]["completion_tokens"] == 6
+        for fields in ({"stream": True}, {"use_beam_search": True}, {"temperature": 0}):
+            error = (await api.complete(best_of=2, **fields)).json()["error"]
+            assert (error["param"], error["code"]) == ("best_of", "invalid_value")
+        error = (await api.complete(best_of=1, n=2)).json()["error"]
+        assert "at least n=2, got 1" in error["message"]
+        assert (await api.complete(best_of=2, n=2, stream=True)).status_code == 200
+
+
+async def test_beam_search() -> None:
+    """After any token t its likeliest are t + 1, t + 2 .. with log-probabilities -1, -2 .."""
+    async with open_api() as api:
+        asked = {"use_beam_search": True, "n": 2, "max_tokens": 3, "temperature": 0}
+        answer = await api.complete(["a", "b"], logprobs=1, return_token_ids=True, **asked)
+        body = answer.json()
+        first, second, *_ = body["choices"]
+        step = TOKENIZER.encode("H")[0] + 1
+        assert first["token_ids"] == [step] * 3 and first["finish_reason"] == "length"
+        assert second["token_ids"] != first["token_ids"]
+        assert [choice["index"] for choice in body["choices"]] == [0, 1, 2, 3]
+        assert first["logprobs"]["token_logprobs"] == [-1.0] * 3
+        assert body["usage"]["completion_tokens"] == 12
+        assert answer.headers["x-llmserve-ignored"] == "temperature"
+        assert len(api.engine.requests) == 2 * (1 + 2 + 2)
+        for fields, param in (
+            ({"stream": True}, "stream"),
+            ({"echo": True, "logprobs": 1}, "logprobs"),
+            ({"stop": ["x"]}, "stop"),
+            ({"logit_bias": {"1": 1}}, "logit_bias"),
+            ({"prompt_logprobs": 1}, "prompt_logprobs"),
+        ):
+            refused = await api.complete("a", **(asked | fields))
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+        ignored = await api.complete("a", length_penalty=2.0, early_stopping=True)
+        assert ignored.headers["x-llmserve-ignored"] == "length_penalty, early_stopping"

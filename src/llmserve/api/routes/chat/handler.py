@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from llmserve.api.answer import Answer, json_response
 from llmserve.api.chat_messages import check_template_kwargs, read_messages
 from llmserve.api.fields import read_json, schema_of
-from llmserve.api.generation import Generation
+from llmserve.api.generation import Generation, submit
 from llmserve.api.logprobs import TokenNames
 from llmserve.api.routes.chat.schema import ChatBody
 from llmserve.api.routes.chat.stream import ChatWriter
@@ -61,13 +61,8 @@ async def _create(
     params, clamped = _params(llm, body, len(prompt_ids))
     if state.server.enable_log_requests:
         logger.info("request %s: %d prompt tokens", answer.request_id, len(prompt_ids))
-    stream = await llm.submit(
-        prompt_ids,
-        params,
-        request_id=answer.request_id,
-        prompt_text=prompt_text,
-        priority=body.priority,
-        cache_salt=body.cache_salt or "",
+    stream = await submit(
+        llm, body, prompt_ids, params, request_id=answer.request_id, prompt_text=prompt_text
     )
     generation = Generation([stream], body.n)
     headers = ChatBody.ignored(raw)

@@ -9,14 +9,14 @@ from fastapi import APIRouter, Request, Response
 
 from llmserve.api.answer import Answer, json_response
 from llmserve.api.fields import read_json, schema_of
-from llmserve.api.generation import Choice, Generation
+from llmserve.api.generation import Choice, Generation, Stream, submit
 from llmserve.api.logprobs import LegacyLogprobs, TokenNames, join_legacy
 from llmserve.api.routes.completions.schema import CompletionBody, Prompt
 from llmserve.api.routes.completions.stream import CompletionWriter
 from llmserve.api.sse import EventStream
 from llmserve.api.state import AppState, state_of
 from llmserve.core.sampling_params import SamplingParams
-from llmserve.frontend.async_llm import AsyncLLM, RequestStream
+from llmserve.frontend.async_llm import AsyncLLM
 from llmserve.utils.logger import get_logger
 
 logger = get_logger(__name__)
@@ -67,10 +67,11 @@ async def _create(
     if body.stream:
         writer = CompletionWriter(answer, body, generation, names, echoes)
         return EventStream(state, generation, writer, headers)
+    made = _best(await generation.collect(), body.num_drawn, body.n)
     choices = [
         {"index": index}
         | _choice(body, names, echoes[index // body.n], generation.streams[index // body.n], choice)
-        for index, choice in enumerate(await generation.collect())
+        for index, choice in enumerate(made)
     ]
     result = answer.frame("text_completion") | {
         "choices": choices,
@@ -82,8 +83,22 @@ async def _create(
     return json_response(result, headers)
 
 
+def _best(choices: list[Choice], drawn: int, n: int) -> list[Choice]:
+    """Of every `drawn` the `n` with the highest mean log-probability of a token, best first."""
+    if drawn == n:
+        return choices
+
+    def mean(choice: Choice) -> float:
+        return sum(values[0] for _, values, _ in choice.logprobs) / max(1, len(choice.logprobs))
+
+    groups = (choices[start : start + drawn] for start in range(0, len(choices), drawn))
+    return [one for group in groups for one in sorted(group, key=mean, reverse=True)[:n]]
+
+
 def _fields(body: CompletionBody) -> dict[str, Any]:
     fields = body.sampling_fields() | {"max_tokens": body.limit.value, "logprobs": body.logprobs}
+    if body.num_drawn > body.n:
+        fields |= {"n": body.num_drawn, "logprobs": body.logprobs or 0}
     if body.echo and body.logprobs is not None:
         asked = (body.logprobs, body.prompt_logprobs)
         fields["prompt_logprobs"] = -1 if -1 in asked else max(n for n in asked if n is not None)
@@ -96,20 +111,20 @@ async def _submit(
     request_id: str,
     encoded: list[tuple[list[int], SamplingParams]],
 ) -> Generation:
-    streams: list[RequestStream] = []
+    streams: list[Stream] = []
     with ExitStack() as on_failure:
         for index, (ids, params) in enumerate(encoded):
-            stream = await llm.submit(
+            stream = await submit(
+                llm,
+                body,
                 ids,
                 params,
                 request_id=f"{request_id}-{index}" if len(encoded) > 1 else request_id,
-                priority=body.priority,
-                cache_salt=body.cache_salt or "",
             )
             on_failure.callback(stream.abort)
             streams.append(stream)
         on_failure.pop_all()
-    return Generation(streams, body.n)
+    return Generation(streams, body.num_drawn)
 
 
 def _echo(llm: AsyncLLM, body: CompletionBody, prompt: Prompt) -> str:
@@ -121,7 +136,7 @@ def _echo(llm: AsyncLLM, body: CompletionBody, prompt: Prompt) -> str:
 
 
 def _choice(
-    body: CompletionBody, names: TokenNames, echo: str, stream: RequestStream, choice: Choice
+    body: CompletionBody, names: TokenNames, echo: str, stream: Stream, choice: Choice
 ) -> dict[str, Any]:
     logprobs = None
     if body.logprobs is not None:

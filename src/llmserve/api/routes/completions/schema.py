@@ -8,6 +8,7 @@ from pydantic import Field
 
 from llmserve.api.errors import invalid_type, invalid_value, missing
 from llmserve.api.fields import MAX_TOP_LOGPROBS, GenerationBody, TokenLimit
+from llmserve.core.sampling_params import MAX_N
 
 MAX_PROMPTS = 1024
 DEFAULT_MAX_TOKENS = 16
@@ -22,6 +23,31 @@ class CompletionBody(GenerationBody):
     prompt: Any = None
     logprobs: int | None = Field(None, ge=-1, le=MAX_TOP_LOGPROBS)
     add_special_tokens: bool = True
+    best_of: int | None = Field(None, ge=1, le=MAX_N)
+
+    def check(self) -> None:
+        """Rules between fields; RequestError."""
+        super().check()
+        if self.use_beam_search and self.echo and self.logprobs is not None:
+            raise invalid_value(
+                "logprobs", "it is not available with both echo=true and use_beam_search=true"
+            )
+        best_of = self.num_drawn
+        if best_of < self.n:
+            raise invalid_value("best_of", f"it must be at least n={self.n}, got {best_of}")
+        if best_of > self.n:
+            for name in ("stream", "use_beam_search"):
+                if getattr(self, name):
+                    raise invalid_value("best_of", f"it must equal n with {name}=true")
+            if self.temperature == 0:
+                raise invalid_value(
+                    "best_of", "it must equal n with temperature=0, which makes equal answers"
+                )
+
+    @property
+    def num_drawn(self) -> int:
+        """Continuations to make of each prompt, of which `n` are shown."""
+        return self.n if self.best_of is None else self.best_of
 
     @property
     def limit(self) -> TokenLimit:
