@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """The table of cases: status, type, code, param, headers, and the official client's exception."""
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +46,7 @@ class Case:
     answer_headers: dict[str, str] = field(default_factory=dict)
     words: tuple[str, ...] = ()
     failure: RequestExtra | None = None
+    phase: str = "ready"  # of the server; "dead" and "bug" are its engine's
 
 
 def chat(**fields: Any) -> dict[str, Any]:
@@ -54,6 +56,19 @@ def chat(**fields: Any) -> dict[str, Any]:
 BAD = openai.BadRequestError
 CASES = [
     Case("no JSON", 400, None, None, BAD, content=b"{", words=("line 1 column 2",)),
+    Case("empty", 400, None, None, BAD, content=b"", words=("it is empty",)),
+    Case("NaN", 400, None, None, BAD, content=b'{"n": NaN}', words=("NaN", "line 1 column 7")),
+    Case("no object", 400, None, None, BAD, content=b"[]", words=("must be a JSON object",)),
+    Case(
+        "content type",
+        400,
+        None,
+        None,
+        BAD,
+        content=b"{}",
+        headers={"authorization": "Bearer key", "content-type": "text/plain"},
+        words=("application/json",),
+    ),
     Case("field missing", 400, "missing_required_parameter", "messages", BAD, body={}),
     Case(
         "role missing",
@@ -63,7 +78,31 @@ CASES = [
         BAD,
         body=chat(messages=[*MESSAGES, {"content": "x"}]),
     ),
-    Case("wrong type", 400, "invalid_type", "stream", BAD, body=chat(stream="x")),
+    Case(
+        "wrong type",
+        400,
+        "invalid_type",
+        "stream",
+        BAD,
+        body=chat(stream="x"),
+        words=("expected a boolean", "a string"),
+    ),
+    Case(
+        "wrong type inside",
+        400,
+        "invalid_type",
+        "messages[0].content[1].text",
+        BAD,
+        body=chat(
+            messages=[
+                {
+                    "role": "user",
+                    "content": [{"type": "text", "text": "a"}, {"type": "text", "text": 5}],
+                }
+            ]
+        ),
+        words=("expected a string", "an integer"),
+    ),
     Case(
         "bad enum value",
         400,
@@ -72,9 +111,33 @@ CASES = [
         BAD,
         body=chat(messages=[{"role": "robot", "content": "x"}]),
     ),
-    Case("number too large", 400, "integer_above_max_value", "n", BAD, body=chat(n=999)),
-    Case("number too small", 400, "decimal_below_min_value", "min_p", BAD, body=chat(min_p=-1)),
-    Case("list too long", 400, "array_above_max_length", "stop", BAD, body=chat(stop=["x"] * 99)),
+    Case(
+        "number too large",
+        400,
+        "integer_above_max_value",
+        "n",
+        BAD,
+        body=chat(n=999),
+        words=("128", "999"),
+    ),
+    Case(
+        "number too small",
+        400,
+        "decimal_below_min_value",
+        "min_p",
+        BAD,
+        body=chat(min_p=-1),
+        words=("0", "-1"),
+    ),
+    Case(
+        "list too long",
+        400,
+        "array_above_max_length",
+        "stop",
+        BAD,
+        body=chat(stop=["x"] * 99),
+        words=("16", "99"),
+    ),
     Case(
         "not built",
         400,
@@ -129,6 +192,50 @@ CASES = [
         BAD,
         body=chat(max_completion_tokens=257),
         words=("256", "257"),
+    ),
+    Case(
+        "more prompts than there may be",
+        400,
+        "array_above_max_length",
+        "prompt",
+        BAD,
+        path="/v1/completions",
+        body={"prompt": ["x"] * 1025},
+        words=("1024", "1025"),
+    ),
+    Case(
+        "stream_options without stream",
+        400,
+        "invalid_value",
+        "stream_options",
+        BAD,
+        body=chat(stream_options={"include_usage": True}),
+        words=("stream=true",),
+    ),
+    Case(
+        "a suffix",
+        400,
+        "unsupported_parameter",
+        "suffix",
+        BAD,
+        path="/v1/completions",
+        body={"prompt": "x", "suffix": "y"},
+    ),
+    Case(
+        "legacy functions",
+        400,
+        "unsupported_parameter",
+        "functions",
+        BAD,
+        body=chat(functions=[{"name": "f"}]),
+    ),
+    Case(
+        "spoken answers",
+        400,
+        "unsupported_parameter",
+        "modalities",
+        BAD,
+        body=chat(modalities=["text", "audio"]),
     ),
     Case("n greedy answers", 400, "invalid_value", "n", BAD, body=chat(n=2, temperature=0)),
     Case(
@@ -194,6 +301,45 @@ CASES = [
         body=chat(),
         failure=RequestExtra(finish_reason="error", error="engine_restarted", message="gone"),
     ),
+    *[
+        Case(
+            name,
+            503,
+            code,
+            None,
+            openai.InternalServerError,
+            type="service_unavailable_error",
+            body=chat(),
+            phase=name,
+            answer_headers=headers,
+        )
+        for name, code, headers in (
+            ("starting", "starting", {"retry-after": "1"}),
+            ("draining", "draining", {"retry-after": "1", "connection": "close"}),
+            ("dead", "engine_dead", {}),
+        )
+    ],
+    Case(
+        "bug",
+        500,
+        None,
+        None,
+        openai.InternalServerError,
+        type="server_error",
+        body=chat(),
+        phase="bug",
+        words=("The server had an error",),
+    ),
+    Case(
+        "unknown model, asked for",
+        404,
+        "model_not_found",
+        "model",
+        openai.NotFoundError,
+        method="GET",
+        path="/v1/models/gone",
+        words=("gone", MODEL),
+    ),
     Case(
         "unknown URL",
         404,
@@ -238,6 +384,13 @@ CASES = [
 
 
 async def answer_to(api: Api, case: Case) -> httpx.Response:
+    if case.phase in ("starting", "draining"):
+        api.state.phase = case.phase  # type: ignore[assignment]
+    if case.phase == "dead":
+        api.engine.die()
+        await asyncio.sleep(0.01)
+    if case.phase == "bug":
+        api.engine.answer = lambda request: 1 / 0  # type: ignore[return-value]
     if case.failure is not None:
         api.engine.fail_at, api.engine.failure = 0, case.failure
     if case.content is not None:
