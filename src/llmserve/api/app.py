@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from llmserve import __version__, envs
-from llmserve.api import errors
+from llmserve.api import errors, openapi
 from llmserve.api.middleware import Auth, BodyLimit, Envelope
 from llmserve.api.routes import ROUTERS
 from llmserve.api.state import AppState
@@ -26,6 +26,7 @@ def build_app(state: AppState) -> FastAPI:
     errors.install(app)
     for router in ROUTERS:
         app.include_router(router)
+    openapi.install(app)
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, limit=server.max_request_bytes)
     keys = server.api_key or ([envs.API_KEY] if envs.API_KEY else [])

@@ -218,11 +218,6 @@ class RequestBody(BaseModel):
         return {"x-llmserve-ignored": ", ".join(name[:64] for name in names[:_MAX_IGNORED_NAMES])}
 
 
-def schema_of(body: type[RequestBody]) -> dict[str, Any]:
-    """The request body for OpenAPI; routes parse by themselves, so FastAPI does not know it."""
-    return {"requestBody": {"content": {"application/json": {"schema": body.model_json_schema()}}}}
-
-
 def _same(value: object, other: object) -> bool:
     return type(value) is type(other) and value == other
 
@@ -238,7 +233,7 @@ class GenerationBody(RequestBody):
     min_p: float | None = Field(None, ge=0, le=1)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, gt=0, le=1e6)
+    repetition_penalty: float | None = Field(None, ge=1e-6, le=1e6)
     logit_bias: Annotated[dict[int, float], BeforeValidator(_logit_bias)] | None = None
     allowed_token_ids: TokenIds | None = Field(None, min_length=1)
     bad_words: list[Annotated[str, Field(min_length=1)]] | None = Field(

@@ -69,8 +69,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
         _within("min_p", self.min_p, 0.0, 1.0)
         _within("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        if not 0.0 < self.repetition_penalty < math.inf:
-            raise _range_error("repetition_penalty", self.repetition_penalty, "greater than 0")
+        _within("repetition_penalty", self.repetition_penalty, 1e-6, 1e6)  # logits stay finite
         if self.seed is not None:
             _within("seed", self.seed, -(2**63), _INT64_MAX)
         if self.max_tokens is not None:

@@ -5,6 +5,7 @@
 from fastapi import APIRouter, Request, Response
 
 from llmserve.api.answer import json_response
+from llmserve.api.openapi import INTEGER, STRING, described, fields
 from llmserve.api.state import state_of
 
 router = APIRouter()
@@ -20,14 +21,14 @@ async def ready(request: Request) -> Response:
     return Response(status_code=200)
 
 
-@router.get("/health/live")
+@router.get("/health/live", openapi_extra=described(fields(status=STRING)))
 async def live(request: Request) -> Response:
     """200 unless the engine is gone for good."""
     state = state_of(request)
     return json_response({"status": state.phase}, status=503 if state.engine_is_dead else 200)
 
 
-@router.get("/load")
+@router.get("/load", openapi_extra=described(fields(server_load=INTEGER)))
 async def load(request: Request) -> Response:
     """Requests between admission and their last byte."""
     return json_response({"server_load": state_of(request).num_running})

@@ -7,12 +7,13 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from llmserve.api.answer import json_response
+from llmserve.api.openapi import MODEL, MODELS, described
 from llmserve.api.state import AppState, state_of
 
 router = APIRouter()
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", openapi_extra=described(MODELS))
 async def list_models(request: Request) -> Response:
     """Every name that requests may use."""
     state = state_of(request)
@@ -20,7 +21,7 @@ async def list_models(request: Request) -> Response:
     return json_response({"object": "list", "data": [_card(state, name) for name in state.names]})
 
 
-@router.get("/v1/models/{model:path}")
+@router.get("/v1/models/{model:path}", openapi_extra=described(MODEL))
 async def get_model(request: Request, model: str) -> Response:
     """One of them; 404 for others."""
     state = state_of(request)

@@ -10,8 +10,9 @@ from pydantic import Field
 from llmserve.api.answer import json_response
 from llmserve.api.chat_messages import check_template_kwargs, read_messages
 from llmserve.api.errors import invalid_type, invalid_value, missing
-from llmserve.api.fields import RequestBody, read_json, schema_of
+from llmserve.api.fields import RequestBody, read_json
 from llmserve.api.logprobs import TokenNames
+from llmserve.api.openapi import MESSAGES, STRING, TEXT, TOKENS, described, nullable
 from llmserve.api.state import state_of
 from llmserve.errors import RequestError
 from llmserve.frontend.async_llm import AsyncLLM
@@ -40,7 +41,12 @@ class DetokenizeBody(RequestBody):
     tokens: list[Annotated[int, Field(ge=0, le=_MAX_TOKEN_ID)]]
 
 
-@router.post("/tokenize", openapi_extra=schema_of(TokenizeBody))
+@router.post(
+    "/tokenize",
+    openapi_extra=described(
+        TOKENS, TokenizeBody, prompt=nullable(STRING), messages=nullable(MESSAGES)
+    ),
+)
 async def tokenize(request: Request) -> Response:
     """The ids that a request with this prompt or these messages would have."""
     state = state_of(request)
@@ -85,7 +91,7 @@ async def _encode(llm: AsyncLLM, body: TokenizeBody) -> list[int]:
     )
 
 
-@router.post("/detokenize", openapi_extra=schema_of(DetokenizeBody))
+@router.post("/detokenize", openapi_extra=described(TEXT, DetokenizeBody))
 async def detokenize(request: Request) -> Response:
     """The text of token ids, special tokens included."""
     state = state_of(request)

@@ -8,9 +8,10 @@ from fastapi import APIRouter, Request, Response
 
 from llmserve.api.answer import Answer, json_response
 from llmserve.api.chat_messages import check_template_kwargs, read_messages
-from llmserve.api.fields import read_json, schema_of
+from llmserve.api.fields import read_json
 from llmserve.api.generation import Generation, submit
 from llmserve.api.logprobs import TokenNames
+from llmserve.api.openapi import CHAT, MESSAGES, described
 from llmserve.api.routes.chat.schema import ChatBody
 from llmserve.api.routes.chat.stream import ChatWriter
 from llmserve.api.sse import EventStream
@@ -24,7 +25,9 @@ logger = get_logger(__name__)
 router = APIRouter()
 
 
-@router.post("/v1/chat/completions", openapi_extra=schema_of(ChatBody))
+@router.post(
+    "/v1/chat/completions", openapi_extra=described(CHAT, ChatBody, streams=True, messages=MESSAGES)
+)
 async def create_chat_completion(request: Request) -> Response:
     """A chat answer, whole or streamed."""
     state = state_of(request)

@@ -8,9 +8,10 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from llmserve.api.answer import Answer, json_response
-from llmserve.api.fields import read_json, schema_of
+from llmserve.api.fields import read_json
 from llmserve.api.generation import Choice, Generation, Stream, submit
 from llmserve.api.logprobs import LegacyLogprobs, TokenNames, join_legacy
+from llmserve.api.openapi import COMPLETION, PROMPT, described
 from llmserve.api.routes.completions.schema import CompletionBody, Prompt
 from llmserve.api.routes.completions.stream import CompletionWriter
 from llmserve.api.sse import EventStream
@@ -23,7 +24,10 @@ logger = get_logger(__name__)
 router = APIRouter()
 
 
-@router.post("/v1/completions", openapi_extra=schema_of(CompletionBody))
+@router.post(
+    "/v1/completions",
+    openapi_extra=described(COMPLETION, CompletionBody, streams=True, prompt=PROMPT),
+)
 async def create_completion(request: Request) -> Response:
     """Continuations of one or several prompts, whole or streamed."""
     state = state_of(request)
