@@ -13,12 +13,13 @@ ARGS ?=
 PYTEST := $(BIN)/python -m pytest
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install serve dev test test-long test-gpu lint house bench clean
+.PHONY: help install serve dev test test-long test-gpu test-clients lint house bench clean
 
 help:
 	@echo 'make serve [MODEL=...] [ARGS=...]   install, then serve on 127.0.0.1:8000'
 	@echo 'make install                        .venv with the program .venv/bin/llmserve'
 	@echo 'make test | test-long | test-gpu    tests without a GPU | also the long ones | with one'
+	@echo 'make test-clients                   other clients, in an environment of their own'
 	@echo 'make lint | house | bench           checks | numbers to judge by | offline throughput'
 
 install: $(VENV)/.installed
@@ -61,6 +62,17 @@ test-long: dev
 
 test-gpu: dev
 	@$(PYTEST) -m 'gpu or multi_gpu' $(ARGS)
+
+# Clients whose requirements contradict ours (instructor wants an older openai) or are not Python's.
+CLIENTS := .venv-clients
+$(CLIENTS)/.installed: pyproject.toml | $(BIN)/pip
+	@$(PYTHON) -m venv $(CLIENTS)
+	@$(CLIENTS)/bin/pip install --quiet litellm
+	@npm install --silent --no-audit --no-fund --prefix $(CLIENTS) openai
+	@touch $@
+
+test-clients: dev $(CLIENTS)/.installed
+	@$(PYTEST) tests/clients/others.py $(ARGS)
 
 lint: dev
 	@$(BIN)/ruff format --check .
