@@ -95,6 +95,13 @@ SHARED: list[tuple[str, Any, str | None, str | None]] = [
     ("stream_options", {"include_usage": True}, VALUE, None),
     ("stream_interval", "x", TYPE, None),
     ("stream_interval", 0, LOW, None),
+    ("truncate_prompt_tokens", "x", TYPE, None),
+    ("truncate_prompt_tokens", -2, LOW, None),
+    ("truncate_prompt_tokens", 0, LOW, None),
+    ("truncate_prompt_tokens", 257, HIGH, None),
+    ("truncation_side", "middle", VALUE, None),
+    ("truncation_side", 5, VALUE, None),
+    ("repetition_penalty", 5e-324, LOWER, None),  # would overflow the logits
     ("length_penalty", "x", TYPE, None),
     ("length_penalty", -10.1, LOWER, None),
     ("length_penalty", 10.1, HIGHER, None),

@@ -7,7 +7,7 @@ A top-level null is the same as an absent field. Ranges are the API's own; the e
 
 import json
 import re
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 from fastapi import Request
@@ -23,6 +23,7 @@ from llmserve.api.errors import (
 from llmserve.core.sampling_params import MAX_BAD_WORDS, MAX_N, MAX_STOP_STRINGS
 from llmserve.errors import RequestError
 from llmserve.frontend.beam_search import WITHOUT_EFFECT, BeamOptions
+from llmserve.frontend.input_processor import Truncation
 
 Body = TypeVar("Body", bound="RequestBody")
 
@@ -67,7 +68,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "vllm_xargs": ({},),
     "logits_processors": ([],),
     "custom_logit_processor": (),
-    "truncate_prompt_tokens": (),
     "repetition_detection": ({},),
     "logprob_token_ids": ([],),
     "watermarking": (False,),
@@ -258,6 +258,8 @@ class GenerationBody(RequestBody):
     stream: bool = False
     stream_options: StreamOptions | None = None
     stream_interval: int = Field(1, ge=1, le=INT64_MAX)
+    truncate_prompt_tokens: int | None = Field(None, ge=-1, le=INT64_MAX)
+    truncation_side: Literal["left", "right"] = "left"
     use_beam_search: bool = False
     length_penalty: float = Field(1.0, ge=-10, le=10)
     early_stopping: bool = False
@@ -284,7 +286,34 @@ class GenerationBody(RequestBody):
     @classmethod
     def without_effect(cls, body: dict[str, Any]) -> set[str]:
         """Beam search draws nothing; its own fields mean nothing without it."""
-        return set(WITHOUT_EFFECT if body.get("use_beam_search") else _BEAM_FIELDS)
+        names = set(WITHOUT_EFFECT if body.get("use_beam_search") else _BEAM_FIELDS)
+        return names | (
+            {"truncation_side"} if body.get("truncate_prompt_tokens") is None else set()
+        )
+
+    def truncation(self, max_model_len: int, max_tokens: int | None) -> Truncation | None:
+        """How to shorten prompts, where that is asked for; RequestError.
+
+        -1 keeps what fits into the context beside `max_tokens` new tokens, at least one of each.
+        """
+        tokens = self.truncate_prompt_tokens
+        if tokens is None:
+            return None
+        if tokens == 0:
+            raise invalid_value(
+                "truncate_prompt_tokens", "it must be -1 or at least 1, got 0",
+                "integer_below_min_value",
+            )  # fmt: skip
+        if tokens > max_model_len:
+            raise invalid_value(
+                "truncate_prompt_tokens",
+                f"it must be at most the maximum context length, {max_model_len} tokens, "
+                f"got {tokens}",
+                "integer_above_max_value",
+            )
+        if tokens == -1:
+            tokens = max(1, max_model_len - max(1, max_tokens or 1))
+        return Truncation(tokens, self.truncation_side == "left")
 
     @property
     def beam(self) -> BeamOptions | None:

@@ -2,7 +2,7 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """From what a caller wrote to what the engine takes: token ids and checked sampling parameters."""
 
-from typing import Any, TypedDict, cast
+from typing import Any, NamedTuple, TypedDict, cast
 
 from llmserve.config.model import ModelConfig
 from llmserve.core.messages import ModelInfo
@@ -22,6 +22,17 @@ class TokensPrompt(TypedDict):
     """A prompt that is tokenized already."""
 
     prompt_token_ids: list[int]
+
+
+class Truncation(NamedTuple):
+    """Keeps `tokens` of a longer prompt: its last ones, or its first."""
+
+    tokens: int
+    keep_last: bool = True
+
+    def cut(self, ids: list[int]) -> list[int]:
+        """`ids`, or a part of them."""
+        return ids[-self.tokens :] if self.keep_last else ids[: self.tokens]
 
 
 Prompt = str | list[int] | TextPrompt | TokensPrompt
@@ -89,15 +100,23 @@ class InputProcessor:
         )
 
     async def encode_prompt(
-        self, prompt: str | list[int], *, add_special_tokens: bool, param: str
+        self,
+        prompt: str | list[int],
+        *,
+        add_special_tokens: bool,
+        param: str,
+        truncation: Truncation | None = None,
     ) -> list[int]:
         """Token ids of a text, or the ids themselves once checked."""
         if isinstance(prompt, str):
-            return await self._tokenizer(param).encode_async(
-                prompt, add_special_tokens, max_tokens=self.model.max_model_len, param=param
+            limit = self.model.max_model_len if truncation is None else len(prompt)
+            ids = await self._tokenizer(param).encode_async(
+                prompt, add_special_tokens, max_tokens=limit, param=param
             )
-        self.check_token_ids(prompt, param)
-        return prompt
+        else:
+            self.check_token_ids(prompt, param)
+            ids = prompt
+        return ids if truncation is None else truncation.cut(ids)
 
     async def read_prompt(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         """A prompt in any of its forms: its text, where it has one, and its token ids."""
@@ -133,6 +152,7 @@ class InputProcessor:
         continue_final_message: bool,
         add_special_tokens: bool,
         template_kwargs: dict[str, Any],
+        truncation: Truncation | None = None,
     ) -> tuple[str, list[int]]:
         """The prompt that the chat template makes, as text and ids."""
         text = self.render(
@@ -142,7 +162,10 @@ class InputProcessor:
             template_kwargs=template_kwargs,
         )
         ids = await self.encode_prompt(
-            text, add_special_tokens=add_special_tokens, param="messages"
+            text,
+            add_special_tokens=add_special_tokens,
+            param="messages",
+            truncation=truncation,
         )
         return text, ids
 

@@ -179,3 +179,11 @@ async def test_beam_search() -> None:
         assert len(body["choices"][0]["logprobs"]["content"]) == 2
         refused = await api.chat(use_beam_search=True, stream=True)
         assert refused.json()["error"]["param"] == "stream"
+
+
+async def test_truncation_of_the_rendered_prompt() -> None:
+    async with open_api() as api:
+        body = (await api.chat("x" * 500, truncate_prompt_tokens=20, return_token_ids=True)).json()
+        assert TOKENIZER.decode(body["prompt_token_ids"]).endswith("x<|assistant|>")
+        assert body["usage"]["prompt_tokens"] == 20
+        assert (await api.chat("x" * 500)).json()["error"]["code"] == "context_length_exceeded"

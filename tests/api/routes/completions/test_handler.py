@@ -157,3 +157,29 @@ async def test_beam_search() -> None:
             assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
         ignored = await api.complete("a", length_penalty=2.0, early_stopping=True)
         assert ignored.headers["x-llmserve-ignored"] == "length_penalty, early_stopping"
+
+
+@pytest.mark.parametrize(
+    ("fields", "kept"),
+    [
+        ({"truncate_prompt_tokens": 3}, slice(-3, None)),
+        ({"truncate_prompt_tokens": 3, "truncation_side": "right"}, slice(3)),
+        ({"truncate_prompt_tokens": -1}, slice(-206, None)),  # 256 less the 50 new ones
+        ({"truncate_prompt_tokens": -1, "max_tokens": 256}, slice(-1, None)),
+        ({"truncate_prompt_tokens": 256, "max_tokens": 0}, slice(-256, None)),
+    ],
+)
+@pytest.mark.parametrize("as_text", [False, True])
+async def test_truncation(fields: dict[str, object], kept: slice, as_text: bool) -> None:
+    text = "".join(map(chr, range(32, 122))) * 4
+    ids = TOKENIZER.encode(text)[kept]
+    async with open_api() as api:
+        asked = text if as_text else TOKENIZER.encode(text)
+        answer = await api.complete(asked, echo=True, return_token_ids=True, **fields)
+        (choice,) = answer.json()["choices"]
+        assert choice["prompt_token_ids"] == ids
+        assert choice["text"].startswith(text[kept])
+        short = await api.complete("ab", truncate_prompt_tokens=100, return_token_ids=True)
+        assert short.json()["usage"]["prompt_tokens"] == 2
+        named = await api.complete("ab", truncation_side="right")
+        assert named.headers["x-llmserve-ignored"] == "truncation_side"

@@ -60,6 +60,7 @@ async def _create(
         continue_final_message=body.continue_final_message,
         add_special_tokens=body.add_special_tokens,
         template_kwargs=kwargs,
+        truncation=body.truncation(llm.model.max_model_len, body.limit.value),
     )
     params, clamped = _params(llm, body, len(prompt_ids))
     if state.server.enable_log_requests:

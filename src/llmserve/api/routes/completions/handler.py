@@ -48,11 +48,15 @@ async def _create(
         request, body, llm, model, state.server, prefix="cmpl-", chunk_kind="text_completion"
     )
     headers = CompletionBody.ignored(raw)
+    truncation = body.truncation(llm.model.max_model_len, body.limit.value)
     encoded: list[tuple[list[int], SamplingParams]] = []
     clamps: list[int] = []
     for prompt in prompts:
         ids = await llm.input_processor.encode_prompt(
-            prompt, add_special_tokens=body.add_special_tokens, param="prompt"
+            prompt,
+            add_special_tokens=body.add_special_tokens,
+            param="prompt",
+            truncation=truncation,
         )
         params, clamped = llm.input_processor.make_params(
             _fields(body), prompt_len=len(ids), param="prompt"
@@ -67,7 +71,10 @@ async def _create(
         logger.info("request %s: %s prompt tokens", answer.request_id, lengths)
     generation = await _submit(llm, body, answer.request_id, encoded)
     names = TokenNames(llm.tokenizer, body.return_tokens_as_token_ids)
-    echoes = [_echo(llm, body, prompt) for prompt in prompts]
+    echoes = [
+        _echo(llm, body, prompt if truncation is None else ids)
+        for prompt, (ids, _) in zip(prompts, encoded, strict=True)
+    ]
     if body.stream:
         writer = CompletionWriter(answer, body, generation, names, echoes)
         return EventStream(state, generation, writer, headers)
