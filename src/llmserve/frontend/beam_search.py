@@ -21,13 +21,13 @@ from llmserve.frontend.detokenizer import OutputText
 from llmserve.frontend.output_processor import LogprobEntry
 from llmserve.frontend.tokenizer import Tokenizer
 
-# Fields that would have to act inside the engine's draw, which beam search does not use.
-_REFUSED = (
-    "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias",
-    "allowed_token_ids", "bad_words", "stop", "prompt_logprobs",
-)  # fmt: skip
 # Fields that say how to draw: nothing is drawn, so they mean nothing.
 WITHOUT_EFFECT = ("temperature", "top_p", "top_k", "min_p", "seed")
+# Every other field would have to act inside the engine's draw, whose result is not used.
+_HONOURED = frozenset(
+    {"n", "max_tokens", "min_tokens", "ignore_eos", "stop_token_ids", "logprobs", "detokenize",
+     "include_stop_str_in_output", "skip_special_tokens", "spaces_between_special_tokens"}
+)  # fmt: skip
 
 
 class BeamOptions(NamedTuple):
@@ -94,7 +94,9 @@ class Hypothesis(msgspec.Struct):
 def check_beam_params(params: SamplingParams) -> None:
     """RequestError for a field that beam search cannot honour."""
     plain = SamplingParams()
-    for name in _REFUSED:
+    for name in SamplingParams.__struct_fields__:
+        if name in _HONOURED or name in WITHOUT_EFFECT:
+            continue
         if getattr(params, name) != getattr(plain, name):
             raise RequestError(
                 f"{name} is not supported together with beam search",
