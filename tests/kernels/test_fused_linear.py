@@ -3,7 +3,6 @@
 """Fused products against float64, and that every shape of tile compiles within shared memory."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from llmserve.kernels.fused_linear import (
     fused_linear,
     fused_linear_torch,
     scratch_size,
+    tile_for,
 )
 from tests.helpers.compile_kernel import ARCHITECTURES, compile_for
 from tests.helpers.paged import run_interpreted
@@ -37,7 +37,7 @@ TILES = [
     *((few, tile) for few, tiles in module._UNMEASURED.items() for tile in tiles),
     *(
         (int(few), Tile(*tile))
-        for table in json.loads(Path(module.__file__).with_suffix(".json").read_text())
+        for table in json.loads(module._TABLES.read_text())
         for tiles in table["tiles"].values()
         for few, tile in tiles.items()
         if tile
@@ -100,3 +100,16 @@ else:
             TILE_K=tile.k, SPLITS=tile.splits, NORM=True, ACT=act, BIAS=False,
             RESIDUAL=act == 0, PDL=True,
         )  # fmt: skip
+
+
+def test_unmeasured_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_measured", lambda device: {"96x256": {1: Tile(8, 64, 1, 1, 1)}})
+    device = torch.device("meta")
+    tile_for.cache_clear()
+    assert tile_for(1, 96, 256, False, device) == Tile(8, 64, 1, 1, 1)
+    assert tile_for(2, 96, 256, False, device) is None  # measured, and a plain product was better
+    assert tile_for(1, 96, 256, True, device) == Tile(4, 256, 1, 1, 2)  # of another weight
+    assert tile_for(9, 96, 256, True, device) == Tile(32, 64, 2, 3, 4)
+    assert tile_for(65, 96, 256, True, device) is None
+    assert tile_for(1, 97, 256, True, device) is None  # nothing divides it
+    tile_for.cache_clear()

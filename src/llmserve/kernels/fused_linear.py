@@ -14,6 +14,7 @@ with kernels around it was no slower. Times are of cold weights, replayed from a
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +41,7 @@ class Tile(NamedTuple):
         return out_features % self.n == 0 and in_features % (self.k * self.splits) == 0
 
 
+_TABLES = Path(__file__).with_suffix(".json")
 _FEW = (1, 16, 32, 64)  # tokens, up to which a tile is chosen
 # Where no card was measured with a weight; the first that divides it.
 _UNMEASURED = {
@@ -73,15 +75,16 @@ def tile_for(
     return None
 
 
+def tables_id() -> str:
+    """Of the measured tiles: with others, sums are in another order."""
+    return hashlib.sha256(_TABLES.read_bytes()).hexdigest()[:8]
+
+
 @functools.cache
 def _measured(device: torch.device) -> dict[str, dict[int, Tile]]:
     """The tiles of the card that is nearest among those of the same family."""
     card = torch.cuda.get_device_properties(device)
-    tables = [
-        table
-        for table in json.loads(Path(__file__).with_suffix(".json").read_text())
-        if table["family"] == card.major
-    ]
+    tables = [table for table in json.loads(_TABLES.read_text()) if table["family"] == card.major]
     if not tables:
         return {}
     nearest = min(tables, key=lambda t: abs(t["multiprocessors"] - card.multi_processor_count))

@@ -16,6 +16,7 @@ from llmserve.core.kv_spec import KVCacheConfig
 from llmserve.core.sampling_params import SamplingParams
 from llmserve.core.scheduler_output import NewRequest, SchedulerOutput
 from llmserve.errors import ConfigError
+from llmserve.kernels.fused_linear import tables_id
 from llmserve.kv_cache.groups import page_bytes, plan_groups
 from llmserve.model_loader.loader import load_model
 from llmserve.models.interfaces import CausalLM
@@ -78,7 +79,8 @@ class Worker:
             "kv_bytes_available": self._kv_bytes_available(),
             "device": self.config.device.device,
             "dtype": self.config.model.dtype,
-            "kernels": {"attention": ", ".join(sorted(kind.__name__ for kind in kernels))},
+            "kernels": {"attention": ", ".join(sorted(kind.__name__ for kind in kernels))}
+            | ({"tiles": tables_id()} if self.device.type == "cuda" else {}),
         }
 
     def initialize_kv_cache(self, kv_config: KVCacheConfig, max_model_len: int) -> None:
