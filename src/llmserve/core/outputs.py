@@ -2,6 +2,8 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """What a caller of `LLM` or `AsyncLLM` gets back."""
 
+from typing import Literal
+
 import msgspec
 
 
@@ -41,11 +43,25 @@ class RequestOutput(msgspec.Struct):
     num_cached_tokens: int = 0
 
 
+class Part(msgspec.Struct):
+    """A piece of output that a parser has understood.
+
+    `text` is visible text, reasoning, the name of the tool that call `index` is for, or the next
+    fragment of that call's arguments. `id` is set on a "call" whose format writes an id.
+    """
+
+    kind: Literal["content", "reasoning", "call", "arguments"]
+    text: str
+    index: int = 0
+    id: str | None = None
+
+
 class Delta(msgspec.Struct, gc=False):
     """What is new in one continuation since the last look; steps that piled up are merged.
 
     `logprobs` has one entry a new token: (token ids, log-probabilities, rank of the token), column
-    0 being the token itself.
+    0 being the token itself. With a parser, `text` is the content in `parts`, which are in the
+    order of the output, and `num_reasoning` counts the new tokens that are reasoning.
     """
 
     index: int
@@ -54,3 +70,5 @@ class Delta(msgspec.Struct, gc=False):
     logprobs: list[tuple[list[int], list[float], int]] | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    parts: list[Part] = []
+    num_reasoning: int = 0

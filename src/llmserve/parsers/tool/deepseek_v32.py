@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""DeepSeek V3.2 and V4: DSML, whose arguments say whether they are text or JSON."""
+
+import re
+
+from llmserve.parsers.schema_values import TEXT
+from llmserve.parsers.xml_calls import XmlCalls, quoted
+
+_OUTER = ("function_calls>", "tool_calls>", "toolcalls>", "tool>")
+
+
+class DeepseekV32(XmlCalls):
+    """`<|DSML|invoke name="F"><|DSML|parameter name="K" string="true">` text, with wide bars.
+
+    V4 calls the outer tag `tool_calls`, with variants of its spelling. Where `string` is not true
+    the text is JSON, or a string if it is none.
+    """
+
+    openers = (*(f"<｜DSML｜{name}" for name in _OUTER), "<｜DSML｜invoke")
+    closers = tuple(f"</｜DSML｜{name}" for name in _OUTER)
+    markers = ("｜DSML｜",)
+    call_opener, call_closer = "<｜DSML｜invoke", "</｜DSML｜invoke>"
+    call = re.compile(quoted("name", "name") + r"\s{0,8}>")
+    argument_opener, argument_closer = "<｜DSML｜parameter", "</｜DSML｜parameter>"
+    argument = re.compile(
+        quoted("name", "key") + r"(\s{0,8}string=[\"']?(?P<string>true|false)[\"']?)?\s{0,8}>"
+    )
+
+    def value_types(self, tag: re.Match[str], schema: object) -> frozenset[str] | None:
+        """See XmlCalls."""
+        return TEXT if tag["string"] == "true" else None

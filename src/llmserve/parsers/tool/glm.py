@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""GLM 4.5 to 4.7: keys and values in tags of their own."""
+
+import re
+
+from llmserve.parsers.base import ToolParser
+from llmserve.parsers.json_text import dumps
+from llmserve.parsers.reader import Markers, Reader, Step, drop
+from llmserve.parsers.schema_values import is_text, to_json, types_of
+
+_KEY, _KEY_END = "<arg_key>", "</arg_key>"
+_VALUE, _VALUE_END = "<arg_value>", "</arg_value>"
+_OPENER, _CLOSER = "<tool_call>", "</tool_call>"
+_HEAD = re.compile(r"\s*(?P<name>[^\s<>{}\[\]\"]+)\s*(?=<arg_key>|</tool_call>)")
+_PAIR = re.compile(r"(?P<key>[^<]*)</arg_key>\s{0,8}<arg_value>")
+_NEXT = Markers((_KEY, _CLOSER))
+_VALUE_ENDS = Markers((_VALUE_END, f"\n{_CLOSER}", f"\n{_KEY}"))
+
+
+class Glm(ToolParser):
+    """`<tool_call>F<arg_key>K</arg_key><arg_value>` text `</arg_value></tool_call>`.
+
+    4.5 has newlines between the tags, 4.7 none; the text is verbatim.
+    """
+
+    openers = (_OPENER,)
+    markers = (_OPENER, _CLOSER, _KEY, _KEY_END, _VALUE, _VALUE_END)
+
+    def run(self, reader: Reader) -> Step[None]:
+        """See ToolParser."""
+        while (yield from self.next_opener(reader)):
+            head = yield from reader.match(_HEAD)
+            if head is None:
+                reader.rollback()
+                continue
+            reader.commit()
+            reader.call(head["name"])
+            yield from self._read_arguments(reader, head["name"])
+
+    def _read_arguments(self, reader: Reader, name: str) -> Step[None]:
+        schema = self.tools.get(name, {})
+        before = "{"
+        while (found := (yield from reader.until(_NEXT, drop))) == _KEY:
+            pair = yield from reader.match(_PAIR)
+            if pair is None:
+                continue
+            key = pair["key"].strip()
+            reader.arguments(before + dumps(key) + ": ")
+            before = ", "
+            types = types_of(schema, key)
+            pieces: list[str] = []
+            text = is_text(types)
+            sink = (lambda t: reader.arguments(dumps(t)[1:-1])) if text else pieces.append
+            reader.arguments('"' if text else "")
+            leave = frozenset((f"\n{_CLOSER}", f"\n{_KEY}"))
+            ended = yield from reader.until(_VALUE_ENDS, sink, leave)
+            if not (ended or reader.complete):
+                return
+            reader.arguments('"' if text else to_json("".join(pieces), types))
+        if found or reader.complete:
+            reader.arguments("{}" if before == "{" else "}")

@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""Granite 3: a JSON array behind a marker, without an end."""
+
+from llmserve.parsers.json_calls import JsonCalls
+
+
+class Granite(JsonCalls):
+    """`<|tool_call|>[{"name": "f", "arguments": {}}]`; 3.1 writes `<tool_call>` as text."""
+
+    openers = ("<|tool_call|>", "<tool_call>")
+    markers = ("<|tool_call|>", "<tool_call>")

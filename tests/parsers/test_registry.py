@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""Names, the automatic choice, and what holds for every format."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmserve.errors import ConfigError
+from llmserve.parsers.registry import (
+    REASONING_ALIASES,
+    REASONING_PARSERS,
+    TOOL_ALIASES,
+    TOOL_PARSERS,
+    choose_parsers,
+)
+from tests.helpers.parsers import MARKERS, Output, Parsed, join, soup
+
+
+def names(template: str, architecture: str = "X", **flags: str) -> tuple[str | None, str | None]:
+    flags = {"tool": "", "reasoning": ""} | flags
+    parsers = choose_parsers(
+        template, architecture, flags["tool"] or None, flags["reasoning"] or None
+    )
+    return (
+        parsers.tool.__name__ if parsers.tool else None,
+        parsers.reasoning.__name__ if parsers.reasoning else None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "wanted"),
+    [
+        ("{{ messages }}", (None, None)),
+        ("<think> <tool_call>\\n{{ tool_call.name }}", ("Hermes", "Think")),
+        ("<tool_call> <function= <parameter= <think>", ("Qwen3Coder", "Think")),
+        ("<|start|>assistant<|channel|>", ("Harmony", "HarmonyReasoning")),
+        ("<｜tool▁calls▁begin｜> ```json", ("DeepseekV3", None)),
+        ("<｜tool▁calls▁begin｜> </think>", ("DeepseekV31", "Think")),
+        ("[TOOL_CALLS] [THINK]", ("Mistral", "Mistral")),
+        ("<tool_call> <arg_key> <think>", ("Glm", "Think")),
+        ("<minimax:tool_call> <invoke <think>", ("MinimaxM2", "ThinkUnopened")),
+        ("<|tool_call> <tool_call|> <|channel>thought", ("Gemma4", "Gemma4")),
+        ("<|tool_calls_section_begin|> <think>", ("KimiK2", "Think")),
+        ("<seed:tool_call> <seed:think>", ("SeedOss", "SeedOss")),
+        ("Environment: ipython", ("LlamaJson", None)),
+    ],
+)
+def test_the_template_decides(template: str, wanted: tuple[str | None, str | None]) -> None:
+    assert names(template) == wanted
+
+
+def test_the_architecture_where_the_template_says_nothing_and_the_flag_over_both() -> None:
+    assert names("", "GptOssForCausalLM") == ("Harmony", "HarmonyReasoning")
+    assert names("<tool_call> <think>", tool="none", reasoning="none") == (None, None)
+    assert names("<tool_call>", tool="qwen3_xml", reasoning="qwen3") == ("Qwen3Coder", "Think")
+
+
+def test_unknown_names_are_refused_with_the_known_ones() -> None:
+    with pytest.raises(
+        ConfigError, match="unknown tool call parser 'herms'; did you mean 'hermes'"
+    ):
+        choose_parsers("", "", "herms", None)
+    with pytest.raises(ConfigError, match="unknown reasoning parser"):
+        choose_parsers("", "", None, "x")
+
+
+def test_aliases_lead_to_entries_and_hide_none() -> None:
+    assert set(TOOL_ALIASES.values()) <= set(TOOL_PARSERS) and not TOOL_ALIASES.keys() & set(
+        TOOL_PARSERS
+    )
+    assert set(REASONING_ALIASES.values()) <= set(REASONING_PARSERS)
+    assert not REASONING_ALIASES.keys() & set(REASONING_PARSERS)
+
+
+@pytest.mark.parametrize("name", TOOL_PARSERS)
+@given(data=st.data())
+def test_no_output_raises_and_no_cut_matters(name: str, data: st.DataObject) -> None:
+    parser = TOOL_PARSERS.load(name)
+    own = [*parser.openers, *parser.markers, *MARKERS[:8], "<think>", "</think>"]
+    own += [
+        value for key, value in vars(parser).items() if isinstance(value, str) and "__" not in key
+    ]
+    output = Output(name, data.draw(st.sampled_from([None, "think"])), {"f": {}})
+    output.check_law(data.draw(soup(*own)), every_cut=False)
+
+
+HOSTILE = {
+    "brackets": "[" * 1_000_000,
+    "braces": '{"a":' * 200_000,
+    "angles": "<" * 1_000_000,
+    "openers": "<tool_call>" * 90_000,
+    "calls": '<tool_call>{"name": "f", "arguments": ' * 25_000,
+    "unclosed": '<tool_call>{"name": "f", "arguments": {"a": "' + "x\\" * 500_000,
+    "deep": '<tool_call>{"name": "f", "arguments": ' + '{"a":' * 200_000,
+    "held": '<tool_call>{"arguments": ' + "[" * 1_000_000,
+    "space": " \n" * 500_000,
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_million_hostile_characters_take_no_time(text: str) -> None:
+    """The limit is what one look at each character takes many times over."""
+    for name in ("hermes", "llama3_json", "pythonic", "qwen3_coder", "openai"):
+        start = time.perf_counter()
+        parts = Output(name, "think").parser()
+        join(parts.feed(text) + parts.finish(True))
+        assert time.perf_counter() - start < 5
+
+
+CUT = {
+    "text": ("", " the cat<b> sat\n\n"),
+    "arguments": ('<tool_call>{"name": "f", "arguments": {"a": "', "word <x \\n"),
+    "parameter": ("<tool_call><function=f><parameter=a>", "a </line\n"),
+    "reasoning": ("<think>", "so <or\n"),
+    "held": ('<tool_call>{"arguments": {"a": "', "word"),
+}
+
+
+@pytest.mark.parametrize("kind", CUT)
+@pytest.mark.parametrize("name", ["hermes", "qwen3_coder", "glm45", "openai", "gemma4"])
+def test_tokens_cost_the_same_in_long_outputs(name: str, kind: str) -> None:
+    """Quadratic work would make 100k tokens 10 times as dear a token as 10k."""
+    head, body = CUT[kind]
+
+    def cost(tokens: int) -> float:
+        parser = Output(name, "think").parser()
+        parser.feed(head)
+        text = body * (tokens * 4 // len(body) + 1)
+        start = time.perf_counter()
+        for at in range(0, tokens * 4, 4):
+            parser.feed(text[at : at + 4])
+        parser.finish(True)
+        return (time.perf_counter() - start) / tokens
+
+    few, many = min(cost(10_000) for _ in range(2)), cost(100_000)
+    assert many < 4 * few + 1e-6
+    assert many < 20e-6
+
+
+RENDERED = json.loads(Path(__file__).with_name("rendered.json").read_text())
+
+
+@pytest.mark.parametrize("case", RENDERED)
+def test_what_published_templates_render(case: dict[str, Any]) -> None:
+    """Assistant messages as the templates of Qwen 3 and DeepSeek V3 write them."""
+    output = Output(case["tool"], case["reasoning"], prompt=case["prompt"])
+    wanted = Parsed(case["content"], case["thought"], [tuple(call) for call in case["calls"]])
+    assert output.check_law(case["text"]) == wanted
