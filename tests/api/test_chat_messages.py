@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 
-from llmserve.api.chat_messages import ROLES, check_template_kwargs, read_messages
+from llmserve.api.chat_messages import (
+    ROLES,
+    check_template_kwargs,
+    read_messages,
+    with_short_ids,
+)
 from llmserve.errors import RequestError
 
 
@@ -60,8 +65,8 @@ def test_an_assistant_may_have_said_nothing() -> None:
         ),
         ({"role": "user", "content": "x", "name": 5}, "messages[1].name", "invalid_type"),
         (
-            {"role": "assistant", "content": "x", "tool_calls": [{}]},
-            "messages[1].tool_calls",
+            {"role": "assistant", "content": "x", "function_call": {"name": "f"}},
+            "messages[1].function_call",
             "unsupported_parameter",
         ),
     ],
@@ -82,3 +87,70 @@ def test_template_kwargs_are_small_scalars() -> None:
         with pytest.raises(RequestError) as info:
             check_template_kwargs(kwargs)
         assert info.value.param == f"chat_template_kwargs.{next(iter(kwargs))}"
+
+
+def call(arguments: Any, **fields: Any) -> dict[str, Any]:
+    return {
+        "id": "call_1",
+        "type": "function",
+        "function": {"name": "f", "arguments": arguments},
+    } | fields
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ('{"b": 1, "a": [2]}', {"b": 1, "a": [2]}), ({"b": 1}, {"b": 1}), ("", {}), (None, {}),
+        ("{broken", {}), ("[1]", {}), ("null", {}), ("[" * 100_000, {}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("content", [None, "", "said", [{"type": "text", "text": "said"}]])
+def test_calls_come_back_in_every_form(arguments: Any, wanted: Any, content: Any) -> None:
+    message = {"role": "assistant", "content": content, "tool_calls": [call(arguments)]}
+    (read,) = read_messages([message])
+    assert read["content"] == ("said" if content else "")
+    assert read["tool_calls"] == [call(wanted)]
+    assert list(read["tool_calls"][0]["function"]["arguments"]) == list(wanted)
+    del message["content"]
+    assert read_messages([message])[0]["content"] == ""
+
+
+def test_reasoning_comes_back_under_either_name() -> None:
+    for name in ("reasoning", "reasoning_content"):
+        (read,) = read_messages([{"role": "assistant", "content": "x", name: "hm"}])
+        assert read["reasoning"] == read["reasoning_content"] == "hm"
+
+
+@pytest.mark.parametrize(
+    ("calls", "path", "code"),
+    [
+        ("x", "", "invalid_type"),
+        (["x"], "[0]", "invalid_type"),
+        ([call("{}", type="custom")], "[0].type", "invalid_value"),
+        ([{"id": "1"}], "[0].function", "missing_required_parameter"),
+        ([{"function": 1}], "[0].function", "invalid_type"),
+        ([{"function": {}}], "[0].function.name", "missing_required_parameter"),
+        ([{"function": {"name": 1}}], "[0].function.name", "invalid_type"),
+        ([call("{}", id=5)], "[0].id", "invalid_type"),
+        ([call(5)], "[0].function.arguments", "invalid_type"),
+    ],
+)
+def test_a_wrong_call_is_named_by_its_path(calls: Any, path: str, code: str) -> None:
+    with pytest.raises(RequestError) as info:
+        read_messages([{"role": "assistant", "tool_calls": calls}])
+    assert (info.value.param, info.value.code) == (f"messages[0].tool_calls{path}", code)
+
+
+def test_short_ids_fit_and_still_belong_together() -> None:
+    messages = read_messages(
+        [
+            {"role": "assistant", "tool_calls": [call("{}"), call("{}", id="a1B2c3D4e")]},
+            {"role": "tool", "tool_call_id": "call_1", "content": "r"},
+            {"role": "tool", "tool_call_id": "a1B2c3D4e", "content": "r"},
+        ]
+    )
+    short = with_short_ids(messages, 9)
+    ids = [entry["id"] for entry in short[0]["tool_calls"]]
+    assert ids == [short[1]["tool_call_id"], short[2]["tool_call_id"]] and ids[1] == "a1B2c3D4e"
+    assert len(ids[0]) == 9 and ids[0].isalnum() and ids[0] != ids[1]
+    assert messages[0]["tool_calls"][0]["id"] == "call_1"

@@ -142,10 +142,10 @@ CASES = [
         "not built",
         400,
         "unsupported_parameter",
-        "tools",
+        "functions",
         BAD,
-        body=chat(tools=[{"type": "function"}]),
-        words=("tools",),
+        body=chat(functions=[{"name": "f"}]),
+        words=("functions",),
     ),
     Case(
         "an image",

@@ -229,3 +229,31 @@ def test_loop_variables_count_as_they_do_without_a_deadline() -> None:
     template = ChatTemplate(source, SPECIAL)
     for messages in (CHAT, CHAT[:1]):
         assert render(template, messages) == reference(source, messages)
+
+
+CALLS = [
+    {"id": "call00000", "type": "function", "function": {"name": "f", "arguments": {"a": "é"}}}
+]
+
+
+@pytest.mark.parametrize(
+    ("source", "form"),
+    [
+        ("{{ c.function.name }}{{ c.function.arguments | tojson }}", (False, False)),
+        ("{{ c.function.name + c.function.arguments }}", (False, True)),
+        (
+            "{% if m.content is none %}{{ c.function.name + c.function.arguments }}{% endif %}",
+            (True, True),
+        ),
+        ("{{ c.function.name }}{{ c.function.arguments }}", (False, True)),
+        ("", (False, False)),
+    ],
+)  # fmt: skip
+def test_calls_in_the_form_that_the_template_takes(source: str, form: tuple[bool, bool]) -> None:
+    body = "{% for c in m.tool_calls or [] %}" + source + "{% endfor %}"
+    template = ChatTemplate("{% for m in messages %}[" + body + "]{% endfor %}", {})
+    assert template.call_form == form
+    messages = [{"role": "assistant", "content": "", "tool_calls": CALLS}]
+    text = template.render(messages, add_generation_prompt=False, continue_final_message=False)
+    assert text == ('[f{"a": "é"}]' if source else "[]")
+    assert CALLS[0]["function"]["arguments"] == {"a": "é"}

@@ -203,4 +203,4 @@ def test_long_text_is_not_kept() -> None:
         total += output.take()
     output.finish()
     assert total + output.take() == "word " * 1000
-    assert len(output._text) < 20
+    assert len(output._search.text) < 20

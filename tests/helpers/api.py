@@ -223,13 +223,15 @@ def output(
     )
 
 
-def make_llm(engine: ScriptedEngine, model: ModelInfo | None = None) -> AsyncLLM:
+def make_llm(
+    engine: ScriptedEngine, model: ModelInfo | None = None, template: str = TEMPLATE
+) -> AsyncLLM:
     """A real AsyncLLM on the scripted engine; started on the running loop."""
     model = model or model_info()
     processor = InputProcessor(
         model,
         TOKENIZER,
-        ChatTemplate(TEMPLATE, TOKENIZER.special_tokens),
+        ChatTemplate(template, TOKENIZER.special_tokens),
         max_logprobs=20,
         default_template_kwargs={},
     )
@@ -262,12 +264,12 @@ class Api:
 
 @asynccontextmanager
 async def open_api(
-    ready: bool = True, names: Iterable[str] = (), **server: Any
+    ready: bool = True, names: Iterable[str] = (), template: str = TEMPLATE, **server: Any
 ) -> AsyncIterator[Api]:
     """An Api; `server` are ServerConfig's fields."""
     state = AppState(ServerConfig(**server), list(names))
     engine = ScriptedEngine()
-    llm = make_llm(engine)
+    llm = make_llm(engine, template=template)
     if ready:
         state.attach(llm)
     transport = httpx.ASGITransport(build_app(state))

@@ -7,11 +7,15 @@ import random
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from llmserve.core.outputs import Part
 from llmserve.parsers.base import OutputParser
 from llmserve.parsers.registry import REASONING_PARSERS, TOOL_PARSERS, Parsers
+
+settings.register_profile("parsers", deadline=None)  # a busy machine is no failure
+settings.load_profile("parsers")
 
 MARKERS = sorted(
     {m for name in TOOL_PARSERS for m in (*TOOL_PARSERS.load(name).markers,)}
@@ -51,12 +55,10 @@ class Output(NamedTuple):
 
     def parser(self) -> OutputParser:
         """A fresh one."""
-        parser = Parsers(
+        return Parsers(
             TOOL_PARSERS.load(self.tool) if self.tool else None,
             REASONING_PARSERS.load(self.reasoning) if self.reasoning else None,
         ).make(self.tools if self.tool else None, self.prompt, self.continued)
-        assert parser is not None
-        return parser
 
     def parse(self, *pieces: str, complete: bool = True) -> Parsed:
         """The pieces, joined again."""

@@ -2,11 +2,16 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """Chat messages of a body, checked and flattened to what a chat template takes."""
 
+import hashlib
 from typing import Any
 
 from llmserve.api.errors import invalid_type, invalid_value, missing, unsupported
 from llmserve.errors import RequestError
 from llmserve.frontend.chat_template import RESERVED
+from llmserve.parsers.json_text import loads
+from llmserve.utils.logger import get_logger
+
+logger = get_logger(__name__)
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _TEXT_PARTS = {"text": "text", "refusal": "refusal", "input_text": "text", "output_text": "text"}
@@ -35,7 +40,7 @@ def _read(message: object, path: str) -> dict[str, Any]:
         raise invalid_type(f"{path}.role", "a string", role)
     if role not in ROLES:
         raise invalid_value(f"{path}.role", f"supported values are {', '.join(ROLES)}")
-    for name in ("tool_calls", "function_call", "audio"):
+    for name in ("function_call", "audio"):
         if message.get(name):
             raise unsupported(f"{path}.{name}")
     content = message.get("content")
@@ -49,7 +54,76 @@ def _read(message: object, path: str) -> dict[str, Any]:
         if not isinstance(extra, str):
             raise invalid_type(f"{path}.{name}", "a string", extra)
         kept[name] = extra
+    if role == "assistant":
+        if message.get("tool_calls"):
+            kept["tool_calls"] = _calls(message["tool_calls"], f"{path}.tool_calls")
+        thought = kept.get("reasoning", kept.get("reasoning_content"))
+        if thought is not None:  # templates read either name
+            kept["reasoning"] = kept["reasoning_content"] = thought
     return kept
+
+
+def _calls(calls: object, path: str) -> list[dict[str, Any]]:
+    if not isinstance(calls, list):
+        raise invalid_type(path, "an array of objects", calls)
+    return [_call(call, f"{path}[{index}]") for index, call in enumerate(calls)]
+
+
+def _call(call: object, path: str) -> dict[str, Any]:
+    if not isinstance(call, dict):
+        raise invalid_type(path, "an object", call)
+    if call.get("type", "function") != "function":
+        raise invalid_value(f"{path}.type", "supported values are function")
+    function = call.get("function")
+    if function is None:
+        raise missing(f"{path}.function")
+    if not isinstance(function, dict):
+        raise invalid_type(f"{path}.function", "an object", function)
+    name, id = function.get("name"), call.get("id", "")
+    if name is None:
+        raise missing(f"{path}.function.name")
+    if not isinstance(name, str):
+        raise invalid_type(f"{path}.function.name", "a string", name)
+    if not isinstance(id, str):
+        raise invalid_type(f"{path}.id", "a string", id)
+    arguments = _arguments(function.get("arguments"), f"{path}.function.arguments")
+    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _arguments(value: object, path: str) -> dict[str, Any]:
+    """What a call was made with, as templates take it. An agent whose model once wrote broken
+    arguments sends them back for ever, so they are no error."""
+    if value is None or value == "":
+        return {}
+    if isinstance(value, dict):
+        return value
+    if not isinstance(value, str):
+        raise invalid_type(path, "a string", value)
+    found = loads(value)
+    if not isinstance(found, dict):
+        logger.warning("%s is no JSON object: the template gets an empty one", path)
+        return {}
+    return found
+
+
+def with_short_ids(messages: list[dict[str, Any]], length: int) -> list[dict[str, Any]]:
+    """The messages with all ids of calls as `length` letters and digits, equal ones alike."""
+    return [_with_short_ids(message, length) for message in messages]
+
+
+def _with_short_ids(message: dict[str, Any], length: int) -> dict[str, Any]:
+    if calls := message.get("tool_calls"):
+        calls = [call | {"id": _short_id(call["id"], length)} for call in calls]
+        message = message | {"tool_calls": calls}
+    if id := message.get("tool_call_id"):
+        message = message | {"tool_call_id": _short_id(id, length)}
+    return message
+
+
+def _short_id(id: str, length: int) -> str:
+    if len(id) == length and id.isascii() and id.isalnum():
+        return id
+    return hashlib.sha256(id.encode()).hexdigest()[:length]
 
 
 def _content(content: object, path: str) -> str:

@@ -7,6 +7,7 @@ A top-level null is the same as an absent field. Ranges are the API's own; the e
 
 import json
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
@@ -192,7 +193,9 @@ class RequestBody(BaseModel):
         """From a JSON object; RequestError names the first field that is wrong."""
         given = {name: value for name, value in body.items() if value is not None}
         for name, harmless in UNSUPPORTED.items():
-            if name in given and not any(_same(given[name], value) for value in harmless):
+            if name in cls.model_fields or name not in given:
+                continue
+            if not any(_same(given[name], value) for value in harmless):
                 raise unsupported(name)
         try:
             return cls.model_validate(given)
@@ -205,9 +208,12 @@ class RequestBody(BaseModel):
         return set()
 
     @classmethod
-    def ignored(cls, body: dict[str, Any]) -> dict[str, str]:
-        """The header that names the fields which were accepted and have no effect."""
-        known = cls.model_fields.keys() - cls.without_effect(body)
+    def ignored(cls, body: dict[str, Any], unread: Iterable[str] = ()) -> dict[str, str]:
+        """The header that names the fields which were accepted and have no effect.
+
+        `unread` are known ones that this model has no use for.
+        """
+        known = cls.model_fields.keys() - cls.without_effect(body) - set(unread)
         names = [
             name
             for name, value in body.items()

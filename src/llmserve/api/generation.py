@@ -10,11 +10,12 @@ import msgspec
 
 from llmserve.api.fields import GenerationBody
 from llmserve.core.messages import FinishReason
-from llmserve.core.outputs import Delta
+from llmserve.core.outputs import Delta, Part
 from llmserve.core.sampling_params import SamplingParams
 from llmserve.errors import EngineError
 from llmserve.frontend.async_llm import AsyncLLM, RequestStream
 from llmserve.frontend.beam_search import BeamStream
+from llmserve.frontend.parsed_text import Parsing
 
 Stream = RequestStream | BeamStream
 
@@ -27,8 +28,9 @@ async def submit(
     *,
     request_id: str,
     prompt_text: str | None = None,
+    parsing: Parsing | None = None,
 ) -> Stream:
-    """Starts one prompt's continuations, drawn or searched for."""
+    """Starts one prompt's continuations, drawn or searched for. Beams come unparsed."""
     if (beam := body.beam) is not None:
         return BeamStream(
             llm,
@@ -46,6 +48,7 @@ async def submit(
         prompt_text=prompt_text,
         priority=body.priority,
         cache_salt=body.cache_salt or "",
+        parsing=parsing,
     )
 
 
@@ -53,7 +56,9 @@ class Choice(msgspec.Struct):
     """One continuation, gathered."""
 
     text: str = ""
+    parts: list[Part] = []
     token_ids: list[int] = []
+    hidden: list[bool] = []
     logprobs: list[tuple[list[int], list[float], int]] = []
     finish_reason: FinishReason | str | None = None
     stop_reason: int | str | None = None
@@ -67,6 +72,7 @@ class Generation:
         self.n = n
         self.remaining = len(streams) * n
         self.num_completion_tokens = 0
+        self.num_reasoning_tokens = 0
         self.aborted = False
         self._news: list[Delta] = []
         self._failure: BaseException | None = None
@@ -78,6 +84,7 @@ class Generation:
         deltas = await (_news(self.streams[0]) if len(self.streams) == 1 else self._any())
         for delta in deltas:
             self.num_completion_tokens += len(delta.token_ids)
+            self.num_reasoning_tokens += delta.num_reasoning
             if delta.finish_reason is not None:
                 self.remaining -= 1
                 if delta.finish_reason == "error":
@@ -119,7 +126,9 @@ class Generation:
                 for delta in await self.next():
                     choice = choices[delta.index]
                     texts[delta.index].append(delta.text)
+                    choice.parts += delta.parts
                     choice.token_ids += delta.token_ids
+                    choice.hidden += delta.hidden
                     choice.logprobs += delta.logprobs or []
                     choice.finish_reason = delta.finish_reason
                     choice.stop_reason = delta.stop_reason
@@ -151,7 +160,11 @@ class Generation:
             "total_tokens": prompt + self.num_completion_tokens,
             "completion_tokens": self.num_completion_tokens,
             "prompt_tokens_details": {"cached_tokens": self.num_cached_tokens},
-            "completion_tokens_details": None,
+            "completion_tokens_details": (
+                {"reasoning_tokens": self.num_reasoning_tokens}
+                if self.num_reasoning_tokens
+                else None
+            ),
         }
 
 
@@ -177,7 +190,9 @@ class Pace:
         held = self._held.pop(delta.index, None)
         if held is not None:
             delta.text = held.text + delta.text
+            delta.parts = held.parts + delta.parts
             delta.token_ids = held.token_ids + delta.token_ids
+            delta.hidden = held.hidden + delta.hidden
             if held.logprobs is not None:
                 delta.logprobs = held.logprobs + (delta.logprobs or [])
         if (

@@ -14,8 +14,13 @@ from llmserve.api.errors import ClientGone, missing
 from llmserve.config.server import ServerConfig
 from llmserve.errors import EngineDeadError, LLMServeError, NotFoundError, OverloadedError
 from llmserve.frontend.async_llm import AsyncLLM
+from llmserve.frontend.parsed_text import shown_tokens
 from llmserve.metrics.prometheus import MetricsPage
 from llmserve.metrics.stats import RequestStats
+from llmserve.parsers.registry import Parsers, choose_parsers
+from llmserve.utils.logger import get_logger
+
+logger = get_logger(__name__)
 
 T = TypeVar("T")
 Phase = Literal["starting", "ready", "draining"]
@@ -34,6 +39,8 @@ class AppState:
         self.names = list(served_names)
         self.created = int(time.time())
         self.phase: Phase = "starting"
+        self.parsers = Parsers(None, None)
+        self.shown_tokens: dict[int, str] = {}
         self.llm: AsyncLLM | None = None
         self.stats: RequestStats | None = None
         self.metrics = MetricsPage()
@@ -45,12 +52,30 @@ class AppState:
     def attach(self, llm: AsyncLLM) -> None:
         """The engine is ready; requests are taken from now on."""
         self.llm = llm
+        self._choose_parsers(llm)
         self.names = self.names or [llm.model.name]
         self.stats = RequestStats(llm.model.max_model_len, lambda: llm.stats)
         llm.observer = self.stats
         self.metrics.add_engine(self.names[0], llm.model, lambda: llm.stats, self.stats)
         if self.phase == "starting":
             self.phase = "ready"
+
+    def _choose_parsers(self, llm: AsyncLLM) -> None:
+        template = llm.input_processor.template
+        self.parsers = choose_parsers(
+            template.source if template else "",
+            llm.model.architecture,
+            self.server.tool_call_parser,
+            self.server.reasoning_parser,
+        )
+        if llm.tokenizer is not None:
+            self.shown_tokens = shown_tokens(llm.tokenizer, self.parsers.markers)
+        for kind, parser in (
+            ("tool calls", self.parsers.tool),
+            ("reasoning", self.parsers.reasoning),
+        ):
+            if parser is not None:
+                logger.info("%s are read by %s", kind, parser.__name__)
 
     @property
     def engine_is_dead(self) -> bool:

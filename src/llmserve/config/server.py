@@ -26,6 +26,17 @@ class ServerConfig:
     root_path: str = flag("", "Path prefix that a proxy strips.")
     chat_template: str | None = flag(None, "Jinja file or text used instead of the model's.")
     default_chat_template_kwargs: dict[str, Any] = flag({}, "JSON given to every chat template.")
+    tool_call_parser: str | None = flag(
+        None, "Format of tool calls; none is none. Default: by chat template and model."
+    )
+    reasoning_parser: str | None = flag(
+        None, "Format of reasoning; none is none. Default: by chat template and model."
+    )
+    reasoning_field: str = flag(
+        "both",
+        "Where answers carry reasoning.",
+        choices=("both", "reasoning", "reasoning_content"),
+    )
     response_role: str = flag("assistant", "Role of chat answers.")
     enable_force_include_usage: bool = flag(False, "Send usage in every stream.")
     stream_interval: int = flag(1, "Least tokens in one streamed chunk.", check=positive)

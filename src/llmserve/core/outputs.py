@@ -61,7 +61,8 @@ class Delta(msgspec.Struct, gc=False):
 
     `logprobs` has one entry a new token: (token ids, log-probabilities, rank of the token), column
     0 being the token itself. With a parser, `text` is the content in `parts`, which are in the
-    order of the output, and `num_reasoning` counts the new tokens that are reasoning.
+    order of the output; `num_reasoning` counts the new tokens that are reasoning, and `hidden` says
+    of each new token whether it belongs to reasoning, markers included.
     """
 
     index: int
@@ -72,3 +73,4 @@ class Delta(msgspec.Struct, gc=False):
     stop_reason: int | str | None = None
     parts: list[Part] = []
     num_reasoning: int = 0
+    hidden: list[bool] = []

@@ -27,6 +27,7 @@ from llmserve.engine.launch import EngineProcess, launch_engine
 from llmserve.errors import EngineDeadError, EngineError
 from llmserve.frontend.input_processor import InputProcessor, Prompt
 from llmserve.frontend.output_processor import Gathered, OutputProcessor, Request, RequestObserver
+from llmserve.frontend.parsed_text import Parsing
 from llmserve.frontend.tokenizer import Tokenizer
 
 _WATCH_S = 0.5  # between looks at whether our own engine lives
@@ -217,11 +218,12 @@ class AsyncLLM:
         prompt_text: str | None = None,
         priority: int = 0,
         cache_salt: str = "",
+        parsing: Parsing | None = None,
     ) -> RequestStream:
         """Sends a request that the input processor has checked."""
         if self.dead is not None:
             raise self.dead
-        request = Request(request_id, prompt_token_ids, params, prompt_text)
+        request = Request(request_id, prompt_token_ids, params, prompt_text, parsing)
         stream = RequestStream(request, self._processor)
         self._processor.submit(request, priority=priority, cache_salt=cache_salt)
         return stream

@@ -28,6 +28,7 @@ _PROBE = "llmserve-probe"
 _MAX_SECONDS = 1.0  # of this thread's CPU time
 _MAX_CHARACTERS = 1 << 26
 _DEADLINE = "llmserve_deadline"
+_PROBE_ID = "llmserve0"  # some templates take ids of nine letters and digits only
 # Names that template variables from a caller may not have.
 RESERVED = frozenset(
     {
@@ -152,10 +153,26 @@ class ChatTemplate:
         rendered = self._probe([{"type": "text", "text": _PROBE}])
         return "openai" if _PROBE in rendered and "'type'" not in rendered else "string"
 
+    @cached_property
+    def call_form(self) -> tuple[bool, bool]:
+        """How the template takes a message of tool calls alone: with a content of none instead of
+        "", and with arguments as JSON text instead of an object; found by trying."""
+        forms = [(none, text) for text in (False, True) for none in (False, True)]
+        return next((form for form in forms if self._renders_calls(*form)), (False, False))
+
+    def _renders_calls(self, none: bool, text: bool) -> bool:
+        function = {"name": _PROBE, "arguments": '{"key": 1}' if text else {"key": 1}}
+        call = {"id": _PROBE_ID, "type": "function", "function": function}
+        message = {"role": "assistant", "content": None if none else "", "tool_calls": [call]}
+        rendered = self._try([{"role": "user", "content": "x"}, message], False)
+        return _PROBE in rendered and "key" in rendered and "'key'" not in rendered
+
     def _probe(self, content: Any) -> str:
-        messages = [{"role": "user", "content": content}]
+        return self._try([{"role": "user", "content": content}], True)
+
+    def _try(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
         try:
-            return self._render(messages, {"add_generation_prompt": True})
+            return self._render(messages, {"add_generation_prompt": add_generation_prompt})
         except _TEMPLATE_ERRORS:
             return ""
 
@@ -207,13 +224,29 @@ class ChatTemplate:
         return "".join(pieces)
 
     def _fitted(self, message: dict[str, Any]) -> dict[str, Any]:
-        """The message with its content in a form that the template reads."""
+        """The message with its content and its calls in a form that the template reads."""
+        if message.get("tool_calls"):
+            message = self._with_calls(message)
         content = message.get("content")
         if isinstance(content, list) and self.content_format == "string":
             return message | {"content": "\n".join(part.get("text") or "" for part in content)}
         if isinstance(content, str) and not self.takes_strings and self.content_format == "openai":
             return message | {"content": [{"type": "text", "text": content}]}
         return message
+
+    def _with_calls(self, message: dict[str, Any]) -> dict[str, Any]:
+        none, text = self.call_form
+        calls = message["tool_calls"]
+        if text:
+            calls = [call | {"function": _with_text(call["function"])} for call in calls]
+        return message | {
+            "content": message.get("content") or (None if none else ""),
+            "tool_calls": calls,
+        }
+
+
+def _with_text(function: dict[str, Any]) -> dict[str, Any]:
+    return function | {"arguments": _tojson(function["arguments"])}
 
 
 def read_template(template: str) -> str:

@@ -99,13 +99,71 @@ def make_detokenizer(
     return WindowDetokenizer(tokenizer, skip_special_tokens, prompt_token_ids)
 
 
-class OutputText:
-    """One continuation's text: detokenized, searched for stop strings, and cut at the first.
+class StopSearch:
+    """Text as it grows, searched for stop strings and cut at the first.
 
     The first stop string is the one that is complete first when the text is read character by
-    character (the longest, if several end there), so it does not depend on where tokens begin.
+    character (the longest, if several end there), so it does not depend on where pieces begin.
     `take` gives text once no stop string can begin in it any more.
     """
+
+    def __init__(self, params: SamplingParams) -> None:
+        self.strings = params.stop
+        self.reason: str | None = None
+        self.text = ""  # what was not taken yet, and before it what a stop string may begin in
+        self._longest = max(map(len, self.strings), default=1)
+        self._include = params.include_stop_str_in_output
+        self._held = 0 if self._include else self._longest - 1
+        self._taken = 0
+
+    def add(self, text: str, active: bool) -> bool:
+        """More text; whether it completes a stop string. Not `active` text is not searched."""
+        searched = len(self.text)
+        self.text += text
+        return active and bool(self.strings) and self._find(searched)
+
+    def release(self) -> None:
+        """Gives up on what may begin in the text so far."""
+        self._held = 0
+
+    def restart(self) -> None:
+        """After all was taken: stop strings begin in later text only."""
+        self.text, self._taken = "", 0
+        self._held = 0 if self._include else self._longest - 1
+
+    def take(self) -> str:
+        """The text that is new since the last call."""
+        end = len(self.text) - self._held
+        if end <= self._taken:
+            return ""
+        text = self.text[self._taken : end]
+        self._taken = end
+        keep = self._longest - 1  # a stop string that ends in new text begins here at the earliest
+        if end > keep:
+            drop = min(end, len(self.text) - keep)
+            self.text = self.text[drop:]
+            self._taken -= drop
+        return text
+
+    def _find(self, searched: int) -> bool:
+        """Looks for stop strings that end after position `searched`; cuts the text at the first."""
+        best: tuple[int, int] | None = None  # (end, start)
+        for stop in self.strings:
+            start = self.text.find(stop, max(0, searched - len(stop) + 1))
+            if start >= 0:
+                found = (start + len(stop), start)
+                best = found if best is None else min(best, found)
+        if best is None:
+            return False
+        end, start = best
+        self.reason = self.text[start:end]
+        self.text = self.text[: end if self._include else start]
+        self._held = 0
+        return True
+
+
+class OutputText:
+    """One continuation's text: detokenized, and cut at the first stop string."""
 
     def __init__(
         self, tokenizer: Tokenizer, params: SamplingParams, prompt_token_ids: list[int]
@@ -113,66 +171,36 @@ class OutputText:
         self._detokenizer = make_detokenizer(
             tokenizer, params.skip_special_tokens, prompt_token_ids
         )
-        self._stop = params.stop
-        self._longest = max(map(len, self._stop), default=1)
-        self._include_stop = params.include_stop_str_in_output
-        self._held = 0 if self._include_stop else self._longest - 1
+        self._search = StopSearch(params)
         self._min_tokens = params.min_tokens
         self._num_tokens = 0
-        self._text = ""  # what was not taken yet, and before it what a stop string may begin in
-        self._taken = 0
-        self.stop_reason: str | None = None
+
+    @property
+    def stop_reason(self) -> str | None:
+        """The stop string that was found."""
+        return self._search.reason
 
     def feed(self, ids: list[int]) -> int:
         """Takes tokens in; how many of them count: fewer than all if a stop string is complete.
 
         `stop_reason` is then set and nothing more may be fed.
         """
-        if not self._stop:
-            self._text += self._detokenizer.feed(ids)
+        search = self._search
+        if not search.strings:
+            search.text += self._detokenizer.feed(ids)
             return len(ids)
         for count, token in enumerate(ids, 1):
             self._num_tokens += 1
-            searched = len(self._text)
-            self._text += self._detokenizer.feed([token])
-            if self._num_tokens > self._min_tokens and self._find_stop(searched):
+            text = self._detokenizer.feed([token])
+            if search.add(text, self._num_tokens > self._min_tokens):
                 return count
         return len(ids)
 
     def finish(self) -> None:
         """After the last token: brings out what was held back."""
-        searched = len(self._text)
-        self._text += self._detokenizer.flush()
-        if self._stop and self._num_tokens > self._min_tokens:
-            self._find_stop(searched)
-        self._held = 0
+        self._search.add(self._detokenizer.flush(), self._num_tokens > self._min_tokens)
+        self._search.release()
 
     def take(self) -> str:
         """The text that is new since the last call."""
-        end = len(self._text) - self._held
-        if end <= self._taken:
-            return ""
-        text = self._text[self._taken : end]
-        self._taken = end
-        keep = self._longest - 1  # a stop string that ends in new text begins here at the earliest
-        if end > keep:
-            drop = min(end, len(self._text) - keep)
-            self._text = self._text[drop:]
-            self._taken -= drop
-        return text
-
-    def _find_stop(self, searched: int) -> bool:
-        """Looks for stop strings that end after position `searched`; cuts the text at the first."""
-        best: tuple[int, int] | None = None  # (end, start)
-        for stop in self._stop:
-            start = self._text.find(stop, max(0, searched - len(stop) + 1))
-            if start >= 0:
-                found = (start + len(stop), start)
-                best = found if best is None else min(best, found)
-        if best is None:
-            return False
-        end, start = best
-        self.stop_reason = self._text[start:end]
-        self._text = self._text[: end if self._include_stop else start]
-        self._held = 0
-        return True
+        return self._search.take()

@@ -18,7 +18,7 @@ from llmserve.core.messages import (
     RequestExtra,
     SchedulerStats,
 )
-from llmserve.core.outputs import CompletionOutput, Delta, Logprob, RequestOutput
+from llmserve.core.outputs import CompletionOutput, Delta, Logprob, Part, RequestOutput
 from llmserve.core.sampling_params import SamplingParams
 from llmserve.engine.client import EngineClient
 from llmserve.errors import (
@@ -30,6 +30,7 @@ from llmserve.errors import (
     RequestError,
 )
 from llmserve.frontend.detokenizer import OutputText
+from llmserve.frontend.parsed_text import ParsedText, Parsing
 from llmserve.frontend.tokenizer import Tokenizer
 from llmserve.utils.guard import guarded
 from llmserve.utils.logger import get_logger
@@ -91,9 +92,14 @@ class Continuation:
         self.request = request
         self.index = index
         self.include_stop = params.include_stop_str_in_output
-        self.text: OutputText | None = None
+        self.text: OutputText | ParsedText | None = None
         if params.detokenize and tokenizer is not None:
-            self.text = OutputText(tokenizer, params, request.prompt_token_ids)
+            ids, parsing = request.prompt_token_ids, request.parsing
+            self.text = (
+                OutputText(tokenizer, params, ids)
+                if parsing is None
+                else ParsedText(tokenizer, params, ids, parsing)
+            )
         self.wants_logprobs = params.logprobs is not None
         self.timings = RequestTimings(
             arrival=request.arrival,
@@ -107,6 +113,7 @@ class Continuation:
         self.new_logprobs: list[LogprobEntry] = []
         self.ending: RequestExtra | None = None
         self.out_text: list[str] = []  # looked at, not taken yet
+        self.out_parts: list[Part] = []
         self.out_ids: list[int] = []
         self.out_logprobs: list[LogprobEntry] = []
         self.queued = False  # in request.news
@@ -141,14 +148,27 @@ class Continuation:
             and bool(ids)
         )  # the engine stops at tokens, and the one it stopped at is no text
         used = self.text.feed(ids[:-1] if hidden else ids)
+        if isinstance(self.text, ParsedText):
+            self._add_parts(self.text, hidden)
+            return None if self.text.stop_reason is None else used
         if self.text.stop_reason is None and self.ending is not None:
             self.text.finish()
         if text := self.text.take():
             self.out_text.append(text)
         return None if self.text.stop_reason is None else used
 
+    def _add_parts(self, text: ParsedText, hidden: bool) -> None:
+        if text.stop_reason is None and self.ending is not None:
+            if hidden:
+                text.skip()
+            text.finish(complete=self.ending.finish_reason == "stop")
+        parts = text.take()
+        self.out_parts += parts
+        self.out_text += [part.text for part in parts if part.kind == "content"]
+
     def take(self) -> Delta:
         """What is new since the last call."""
+        parsed = self.text if isinstance(self.text, ParsedText) else None
         delta = Delta(
             index=self.index,
             text="".join(self.out_text),
@@ -157,6 +177,10 @@ class Continuation:
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
         )
+        if parsed is not None:
+            delta.parts, self.out_parts = self.out_parts, []
+            delta.hidden, parsed.hidden = parsed.hidden, []
+            delta.num_reasoning, parsed.num_reasoning = parsed.num_reasoning, 0
         self.out_text, self.out_ids, self.out_logprobs = [], [], []
         self.queued = False
         return delta
@@ -172,8 +196,10 @@ class Request:
         prompt_token_ids: list[int],
         params: SamplingParams,
         prompt_text: str | None = None,
+        parsing: Parsing | None = None,
     ) -> None:
         self.request_id = request_id
+        self.parsing = parsing
         self.prompt_token_ids = prompt_token_ids
         self.prompt_text = prompt_text
         self.params = params
@@ -326,7 +352,12 @@ class OutputProcessor:
             stops.append(wire_id)
         if continuation.finish_reason is not None:
             self._forget(wire_id, continuation.finish_reason, now)
-        if continuation.out_ids or continuation.out_text or continuation.finish_reason is not None:
+        if (
+            continuation.out_ids
+            or continuation.out_text
+            or continuation.out_parts
+            or continuation.finish_reason is not None
+        ):
             request.post(continuation)
 
     def _broken(self, request: Request, error: Exception, now: float, stops: list[int]) -> bool:

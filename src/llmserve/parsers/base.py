@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """What a format of tool calls and a format of reasoning are, and the two put together."""
 
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -22,6 +23,7 @@ class ReasoningParser(ABC):
     """
 
     markers: ClassVar[tuple[str, ...]] = ()  # texts that may be special tokens of the model
+    efforts: ClassVar[tuple[str, ...] | None] = None  # the levels of effort, where they are fixed
 
     def __init__(self, prompt: str, continued: bool) -> None:
         self.inside = self.begins_inside(prompt, continued)
@@ -46,6 +48,7 @@ class ToolParser(ABC):
     openers: ClassVar[tuple[str, ...]] = ()  # texts that begin calls
     markers: ClassVar[tuple[str, ...]] = ()  # texts that may be special tokens of the model
     reasons: ClassVar[bool] = False  # it reads reasoning too
+    id_length: ClassVar[int | None] = None  # templates refuse ids that are not so many of A-Za-z0-9
 
     def __init__(self, tools: Tools, reasoning: ReasoningParser | None = None) -> None:
         self.tools = tools
@@ -73,10 +76,23 @@ class ToolParser(ABC):
 
 
 class OutputParser:
-    """One output's text to Parts. Joined, they are the same however the text is cut."""
+    """One output's text to Parts. Joined, they are the same however the text is cut.
 
-    def __init__(self, reasoning: ReasoningParser | None, tool: ToolParser | None) -> None:
-        self._reader = Reader(trims=tool is not None)
+    Calls after the first `max_calls` are dropped; `allowed` are the tools that may be called. Every
+    call gets an id.
+    """
+
+    def __init__(
+        self,
+        reasoning: ReasoningParser | None,
+        tool: ToolParser | None,
+        *,
+        allowed: frozenset[str] | None = None,
+        max_calls: int | None = None,
+    ) -> None:
+        self._reader = Reader(tool is not None, allowed)
+        self._max_calls = max_calls
+        self._id_length = tool.id_length if tool else None
         self._steps = self._run(reasoning, tool)
         next(self._steps)
 
@@ -94,7 +110,7 @@ class OutputParser:
         """What `text` makes certain."""
         self._reader.feed(text)
         next(self._steps)
-        return self._reader.take_parts()
+        return self._visible(self._reader.take_parts())
 
     def finish(self, complete: bool) -> list[Part]:
         """The rest. `complete` is whether the model ended by itself: then a call whose end markers
@@ -104,7 +120,19 @@ class OutputParser:
         for _ in self._steps:
             raise AssertionError("a parser waits after the end")
         reader.finish()
-        return reader.take_parts()
+        return self._visible(reader.take_parts())
+
+    def _visible(self, parts: list[Part]) -> list[Part]:
+        for part in parts:
+            if part.kind == "call" and part.id is None:
+                part.id = new_id(self._id_length)
+        if self._max_calls is None:
+            return parts
+        return [
+            part
+            for part in parts
+            if part.kind in ("content", "reasoning") or part.index < self._max_calls
+        ]
 
     def _run(self, reasoning: ReasoningParser | None, tool: ToolParser | None) -> Step[None]:
         reader = self._reader
@@ -113,3 +141,8 @@ class OutputParser:
         if tool is not None:
             yield from tool.run(reader)
         yield from reader.until(_NOTHING, reader.content)
+
+
+def new_id(length: int | None = None) -> str:
+    """An id for a call: OpenAI's look, or `length` of 0-9a-f."""
+    return f"call_{uuid.uuid4().hex[:24]}" if length is None else uuid.uuid4().hex[:length]

@@ -47,7 +47,11 @@ def _read_message(reader: Reader, head: str, calls: bool) -> Step[None]:
         name = recipient[1].removeprefix("functions.")
         yield from reader.space()
         outcome = yield from read_arguments(reader, name)
-        if outcome == "none" and (yield from reader.at("<|call|>", "<|end|>")):
+        if (
+            outcome == "none"
+            and reader.allows(name)
+            and (yield from reader.at("<|call|>", "<|end|>"))
+        ):
             reader.call(name)
             reader.arguments("{}")
             return

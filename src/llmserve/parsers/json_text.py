@@ -127,7 +127,7 @@ def read_string(reader: Reader) -> Step[str | None]:
 
 def read_arguments(reader: Reader, name: str, id: str | None = None) -> Step[Outcome]:
     """Reads an object as the arguments of a call, which begins once it looks like an object."""
-    if not (yield from reader.at("{")):
+    if not reader.allows(name) or not (yield from reader.at("{")):
         return "none"
     space = yield from reader.space()
     if (yield from reader.peek()) not in ('"', "}"):
@@ -188,7 +188,7 @@ def read_call(reader: Reader, keys: tuple[str, ...], *, bare: bool) -> Step[Outc
         if key in ("name", "function"):
             value = loads("".join(pieces))
             name = value if isinstance(value, str) else None
-            if not name:
+            if name is None or not reader.allows(name):
                 return "none"
         elif key in keys:
             held = as_arguments("".join(pieces))

@@ -48,10 +48,11 @@ class Reader:
     """Text in, Parts out. `complete` is whether the model ended its output by itself.
 
     `in_reasoning` is the parser's state after all that was fed. With `trims`, whitespace around
-    tool calls is no content.
+    tool calls is no content. With `allowed`, what calls another tool is no call.
     """
 
-    def __init__(self, trims: bool) -> None:
+    def __init__(self, trims: bool, allowed: frozenset[str] | None = None) -> None:
+        self._allowed = allowed
         self.text = ""
         self.pos = 0
         self.ended = False
@@ -74,21 +75,7 @@ class Reader:
     def take_parts(self) -> list[Part]:
         """What was understood since the last call, neighbours of one kind joined."""
         parts, self._parts = self._parts, []
-        if len(parts) < 2:
-            return parts
-        joined: list[Part] = []
-        run: list[str] = []
-        for part in parts:
-            last = joined[-1] if joined else None
-            if last is not None and part.kind == last.kind != "call" and part.index == last.index:
-                run.append(part.text)
-                continue
-            if last is not None:
-                last.text = "".join(run)
-            joined.append(part)
-            run = [part.text]
-        joined[-1].text = "".join(run)
-        return joined
+        return join_parts(parts)
 
     # What is written.
 
@@ -121,6 +108,10 @@ class Reader:
         self._space.clear()
         self.in_reasoning = False
         self._fresh = True
+
+    def allows(self, name: str) -> bool:
+        """Whether a call of `name` may be one."""
+        return bool(name) and (self._allowed is None or name in self._allowed)
 
     def call(self, name: str, id: str | None = None) -> None:
         """A call begins."""
@@ -253,3 +244,22 @@ def _encodable(text: str) -> str:
 
 def drop(text: str) -> None:
     """A sink for what nobody wants."""
+
+
+def join_parts(parts: list[Part]) -> list[Part]:
+    """Neighbours of one kind as one."""
+    if len(parts) < 2:
+        return parts
+    joined: list[Part] = []
+    run: list[str] = []
+    for part in parts:
+        last = joined[-1] if joined else None
+        if last is not None and part.kind == last.kind != "call" and part.index == last.index:
+            run.append(part.text)
+            continue
+        if last is not None:
+            last.text = "".join(run)
+        joined.append(part)
+        run = [part.text]
+    joined[-1].text = "".join(run)
+    return joined

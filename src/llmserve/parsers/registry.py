@@ -122,12 +122,23 @@ class Parsers:
             (*(tool.markers if tool else ()), *(reasoning.markers if reasoning else ()))
         )
 
-    def make(self, tools: Tools | None, prompt: str, continued: bool) -> OutputParser | None:
-        """For one output. Without `tools` calls are not looked for. See ReasoningParser for the
-        rest. None if nothing is to be parsed."""
+    def parses(self, tools: Tools | None) -> bool:
+        """Whether an output may hold more than content. Without `tools` there are no calls."""
+        return self.reasoning is not None or (self.tool is not None and tools is not None)
+
+    def make(
+        self,
+        tools: Tools | None,
+        prompt: str,
+        continued: bool,
+        *,
+        allowed: frozenset[str] | None = None,
+        max_calls: int | None = None,
+    ) -> OutputParser:
+        """For one output. See `parses`, ReasoningParser and OutputParser."""
         reasoning = self.reasoning(prompt, continued) if self.reasoning else None
         tool = self.tool(tools, reasoning) if self.tool and tools is not None else None
-        return OutputParser(reasoning, tool) if tool or reasoning else None
+        return OutputParser(reasoning, tool, allowed=allowed, max_calls=max_calls)
 
 
 def choose_parsers(

@@ -49,10 +49,10 @@ class XmlCalls(ToolParser):
     def _read_call(self, reader: Reader) -> Step[bool]:
         """Reads a call behind the start of its opening tag; False if it is none."""
         head = yield from reader.match(self.call)
-        if head is None:
+        name = head["name"].strip() if head else ""
+        if not reader.allows(name):
             return False
         reader.commit()
-        name = head["name"].strip()
         reader.call(name)
         schema = self.tools.get(name, {})
         leave = frozenset((self.call_opener, *self.closers))

@@ -52,7 +52,7 @@ async def test_ids_outside_the_vocabulary_give_no_text() -> None:
         ("/tokenize", {"messages": [], "model": "gone"}, "model"),
         ("/tokenize", {"prompt": "x" * 2000}, "prompt"),
         ("/tokenize", {"messages": [], "continue_final_message": True}, "continue_final_message"),
-        ("/tokenize", {"messages": [], "tools": [1]}, "tools"),
+        ("/tokenize", {"messages": [], "tools": [1]}, "tools[0]"),
         ("/detokenize", {}, "tokens"),
         ("/detokenize", {"tokens": "x"}, "tokens"),
         ("/detokenize", {"tokens": [1, -1]}, "tokens[1]"),
@@ -64,3 +64,17 @@ async def test_what_is_wrong_is_named(path: str, body: Any, param: str) -> None:
         answer = await api.post(path, body)
         assert answer.status_code in (400, 404)
         assert answer.json()["error"]["param"] == param
+
+
+async def test_tools_stand_in_the_prompt_as_in_a_chat_request() -> None:
+    template = (
+        "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}{{ messages[0].content }}"
+    )
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    messages = [{"role": "user", "content": "hi"}]
+    async with open_api(template=template) as api:
+        await api.chat("hi", tools=tools)
+        body = {"messages": messages, "tools": tools}
+        ids = (await api.post("/tokenize", body)).json()["tokens"]
+        assert ids == api.engine.requests[0].prompt_token_ids.tolist() == TOKENIZER.encode("fhi")
+        assert (await api.post("/tokenize", body | {"tools": [1]})).status_code == 400

@@ -14,6 +14,7 @@ from llmserve.api.fields import RequestBody, read_json
 from llmserve.api.logprobs import TokenNames
 from llmserve.api.openapi import MESSAGES, STRING, TEXT, TOKENS, described, nullable
 from llmserve.api.state import state_of
+from llmserve.api.tools import read_tools
 from llmserve.errors import RequestError
 from llmserve.frontend.async_llm import AsyncLLM
 from llmserve.frontend.tokenizer import Tokenizer
@@ -28,6 +29,7 @@ class TokenizeBody(RequestBody):
 
     prompt: Any = None
     messages: Any = None
+    tools: Any = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
@@ -74,12 +76,14 @@ async def _encode(llm: AsyncLLM, body: TokenizeBody) -> list[int]:
             raise invalid_value(
                 "continue_final_message", "it must not be true together with add_generation_prompt"
             )
+        tools = read_tools(body.tools, None, True)
+        kwargs = check_template_kwargs(body.chat_template_kwargs)
         _, ids = await llm.input_processor.render_chat(
             read_messages(body.messages),
             add_generation_prompt=body.add_generation_prompt,
             continue_final_message=body.continue_final_message,
             add_special_tokens=bool(body.add_special_tokens),
-            template_kwargs=check_template_kwargs(body.chat_template_kwargs),
+            template_kwargs=kwargs | {"tools": tools.tools or None},
         )
         return ids
     if body.prompt is None:

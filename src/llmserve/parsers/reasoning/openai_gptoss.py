@@ -11,6 +11,7 @@ class HarmonyReasoning(ReasoningParser):
     """Reads all channels; calls are content."""
 
     markers = MARKERS
+    efforts = ("low", "medium", "high")
 
     def begins_inside(self, prompt: str, continued: bool) -> bool:
         """Channels say it themselves."""

@@ -29,7 +29,7 @@ class Gemma4(ToolParser):
         """See ToolParser."""
         while (yield from self.next_opener(reader)):
             head = yield from reader.match(_HEAD)
-            if head is None:
+            if head is None or not reader.allows(head["name"]):
                 reader.rollback()
                 continue
             pieces: list[str | None] = []  # text outside quotes; None and a text is a quoted one

@@ -31,7 +31,7 @@ class Glm(ToolParser):
         """See ToolParser."""
         while (yield from self.next_opener(reader)):
             head = yield from reader.match(_HEAD)
-            if head is None:
+            if head is None or not reader.allows(head["name"]):
                 reader.rollback()
                 continue
             reader.commit()

@@ -17,6 +17,7 @@ class Mistral(JsonCalls):
     """`[TOOL_CALLS][{"name": "f", "arguments": {}}]` or `[TOOL_CALLS]f[ARGS]{}`, repeated."""
 
     openers = ("[TOOL_CALLS]",)
+    id_length = 9
     markers = ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]")
 
     def run(self, reader: Reader) -> Step[None]:

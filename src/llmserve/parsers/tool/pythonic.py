@@ -64,7 +64,7 @@ class Pythonic(ToolParser):
         if not re.match(r"[A-Za-z_]", (yield from reader.peek())):
             return False
         head = yield from reader.match(_NAME)
-        if head is None:
+        if head is None or not reader.allows(head["name"]):
             return False
         values: dict[str, str] = {}
         yield from reader.space()

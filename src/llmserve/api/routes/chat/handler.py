@@ -7,18 +7,23 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from llmserve.api.answer import Answer, json_response
-from llmserve.api.chat_messages import check_template_kwargs, read_messages
+from llmserve.api.chat_messages import check_template_kwargs, read_messages, with_short_ids
 from llmserve.api.fields import read_json
-from llmserve.api.generation import Generation, submit
+from llmserve.api.generation import Choice, Generation, submit
 from llmserve.api.logprobs import TokenNames
 from llmserve.api.openapi import CHAT, MESSAGES, described
+from llmserve.api.reasoning import effort_kwargs
+from llmserve.api.routes.chat.parts import View, read_whole
 from llmserve.api.routes.chat.schema import ChatBody
 from llmserve.api.routes.chat.stream import ChatWriter
 from llmserve.api.sse import EventStream
 from llmserve.api.state import AppState, state_of
+from llmserve.api.tools import ToolUse, check_enforceable, read_tools
 from llmserve.core.sampling_params import SamplingParams
 from llmserve.errors import RequestError
 from llmserve.frontend.async_llm import AsyncLLM
+from llmserve.frontend.parsed_text import Parsing
+from llmserve.parsers.base import OutputParser
 from llmserve.utils.logger import get_logger
 
 logger = get_logger(__name__)
@@ -53,43 +58,113 @@ async def _create(
         prefix="chatcmpl-",
         chunk_kind="chat.completion.chunk",
     )
-    kwargs = check_template_kwargs(body.chat_template_kwargs)
+    tools = read_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
+    check_enforceable(tools)
+    id_length = state.parsers.tool.id_length if state.parsers.tool else None
+    kwargs, unread = _template_kwargs(state, body, tools)
     prompt_text, prompt_ids = await llm.input_processor.render_chat(
-        messages,
+        messages if id_length is None else with_short_ids(messages, id_length),
         add_generation_prompt=body.add_generation_prompt,
         continue_final_message=body.continue_final_message,
         add_special_tokens=body.add_special_tokens,
-        template_kwargs=kwargs,
+        template_kwargs=kwargs | {"tools": tools.tools or None},
         truncation=body.truncation(llm.model.max_model_len, body.limit.value),
     )
-    params, clamped = _params(llm, body, len(prompt_ids))
+    params, clamped = _params(llm, body, len(prompt_ids), _masks(state, tools))
     if state.server.enable_log_requests:
         logger.info("request %s: %d prompt tokens", answer.request_id, len(prompt_ids))
+    last = messages[-1]
+    continued = last["content"] if body.continue_final_message else None
+    parsing = _parsing(state, tools, prompt_text, continued)
     stream = await submit(
-        llm, body, prompt_ids, params, request_id=answer.request_id, prompt_text=prompt_text
+        llm,
+        body,
+        prompt_ids,
+        params,
+        request_id=answer.request_id,
+        prompt_text=prompt_text,
+        parsing=parsing,
     )
     generation = Generation([stream], body.n)
-    headers = ChatBody.ignored(raw)
+    headers = ChatBody.ignored(raw, unread)
     if clamped is not None:
         headers["x-llmserve-max-tokens"] = str(clamped)
-    last = messages[-1]
     role = state.server.response_role if body.add_generation_prompt else last["role"]
     echo = last["content"] if body.echo and last["role"] == role else ""
     names = TokenNames(llm.tokenizer, body.return_tokens_as_token_ids)
+    view = View.of(
+        state.server.reasoning_field,
+        body.include_reasoning,
+        parsing is not None,
+        tools.named is not None,
+    )
     prompt: dict[str, Any] = {}
     if body.return_token_ids:
         prompt["prompt_token_ids"] = prompt_ids
     if body.return_prompt_text:
         prompt["prompt_text"] = prompt_text
     if body.stream:
-        writer = ChatWriter(answer, body, generation, names, role, echo, prompt)
+        writer = ChatWriter(answer, body, generation, names, role, echo, prompt, view)
         return EventStream(state, generation, writer, headers)
-    return await _whole(answer, body, generation, names, role, echo, prompt, headers)
+    choices = await generation.collect()
+    if parsing is not None and body.use_beam_search:
+        for choice in choices:
+            read_whole(choice, parsing.new_parser())
+    return _whole(answer, body, generation, choices, names, role, echo, prompt, view, headers)
 
 
-def _params(llm: AsyncLLM, body: ChatBody, prompt_len: int) -> tuple[SamplingParams, int | None]:
+def _template_kwargs(
+    state: AppState, body: ChatBody, tools: ToolUse
+) -> tuple[dict[str, Any], list[str]]:
+    """Variables for the template, and the fields that it has no use for."""
+    given = check_template_kwargs(body.chat_template_kwargs)
+    template = state.engine().input_processor.template
+    variables = template.variables if template else frozenset[str]()
+    parser = state.parsers.reasoning
+    efforts = parser.efforts if parser else None
+    effort = effort_kwargs(body.reasoning_effort, given, variables, efforts)
+    unread = []
+    if body.reasoning_effort is not None and not effort:
+        unread.append("reasoning_effort")
+    if tools.tools and "tools" not in variables:
+        unread.append("tools")
+    return effort | given, unread
+
+
+def _masks(state: AppState, tools: ToolUse) -> dict[int, float]:
+    """Biases that keep a model with tools it must not call from beginning a call."""
+    parser = state.parsers.tool
+    if not tools.tools or tools.mode != "none" or parser is None:
+        return {}
+    return {token: -100.0 for token, name in state.shown_tokens.items() if name in parser.openers}
+
+
+def _parsing(state: AppState, tools: ToolUse, prompt: str, continued: str | None) -> Parsing | None:
+    """How the output is to be read; None if all of it is content."""
+
+    schemas = tools.schemas if tools.active else None
+    if not state.parsers.parses(schemas):
+        return None
+
+    def new_parser() -> OutputParser:
+        return state.parsers.make(
+            schemas,
+            prompt if continued is None else continued,
+            continued is not None,
+            allowed=tools.allowed,
+            max_calls=None if tools.parallel else 1,
+        )
+
+    return Parsing(new_parser, state.shown_tokens)
+
+
+def _params(
+    llm: AsyncLLM, body: ChatBody, prompt_len: int, masks: dict[int, float]
+) -> tuple[SamplingParams, int | None]:
     fields = body.sampling_fields()
     fields |= {"logprobs": body.num_logprobs, "max_tokens": body.limit.value}
+    if masks:
+        fields["logit_bias"] = masks | fields.get("logit_bias", {})
     try:
         return llm.input_processor.make_params(fields, prompt_len=prompt_len, param="messages")
     except RequestError as error:
@@ -98,35 +173,43 @@ def _params(llm: AsyncLLM, body: ChatBody, prompt_len: int) -> tuple[SamplingPar
         raise RequestError(f"top_{error.message}", param="top_logprobs", code=error.code) from None
 
 
-async def _whole(
+def _whole(
     answer: Answer,
     body: ChatBody,
     generation: Generation,
+    gathered: list[Choice],
     names: TokenNames,
     role: str,
     echo: str,
     prompt: dict[str, Any],
+    view: View,
     headers: dict[str, str],
 ) -> Response:
     choices = []
-    for index, choice in enumerate(await generation.collect()):
+    for index, choice in enumerate(gathered):
         message = {
             "role": role,
-            "content": echo + choice.text,
+            "content": None,
             "refusal": None,
             "annotations": None,
             "audio": None,
             "function_call": None,
             "reasoning": None,
-        }
+        } | view.message(choice)
+        if echo:
+            message["content"] = echo + choice.text
+        token_ids = view.shown(choice.token_ids, choice.hidden)
+        logprobs = view.shown(choice.logprobs, choice.hidden)
         choices.append(
             {
                 "index": index,
                 "message": message,
-                "logprobs": names.chat(choice.logprobs) if body.logprobs else None,
-                "finish_reason": choice.finish_reason,
+                "logprobs": names.chat(logprobs) if body.logprobs else None,
+                "finish_reason": view.finish_reason(
+                    choice.finish_reason, choice.stop_reason, "tool_calls" in message
+                ),
                 "stop_reason": choice.stop_reason,
-                "token_ids": choice.token_ids if body.return_token_ids else None,
+                "token_ids": token_ids if body.return_token_ids else None,
             }
         )
     prompt_logprobs = generation.streams[0].prompt_logprobs

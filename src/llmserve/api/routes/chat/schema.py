@@ -2,16 +2,19 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """The body of POST /v1/chat/completions."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
 from llmserve.api.errors import invalid_value
 from llmserve.api.fields import INT64_MAX, MAX_TOP_LOGPROBS, GenerationBody, TokenLimit
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
 
 class ChatBody(GenerationBody):
-    """`messages` is checked by chat_messages.read_messages, whose errors have paths into it."""
+    """`messages` is checked by chat_messages.read_messages, `tools` and `tool_choice` by
+    tools.read_tools, whose errors have paths into them."""
 
     messages: Any = None
     max_completion_tokens: int | None = Field(None, le=INT64_MAX)
@@ -21,6 +24,11 @@ class ChatBody(GenerationBody):
     continue_final_message: bool = False
     add_special_tokens: bool = False
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: Any = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool = True
+    include_reasoning: bool = True
+    reasoning_effort: Effort | None = None
     return_prompt_text: bool = False
 
     @property

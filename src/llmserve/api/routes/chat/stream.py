@@ -7,6 +7,7 @@ from typing import Any
 from llmserve.api.answer import Answer, encode
 from llmserve.api.generation import Generation, Pace
 from llmserve.api.logprobs import TokenNames
+from llmserve.api.routes.chat.parts import View
 from llmserve.api.routes.chat.schema import ChatBody
 from llmserve.core.outputs import Delta
 
@@ -23,6 +24,7 @@ class ChatWriter:
         role: str,
         echo: str,
         prompt: dict[str, Any],
+        view: View,
     ) -> None:
         self._answer = answer
         self._generation = generation
@@ -33,6 +35,8 @@ class ChatWriter:
         self._role = b'"delta":' + encode({"role": role, "content": ""})
         self._pace = Pace(answer.stream_interval)
         self._begun: set[int] = set()
+        self._view = view
+        self._calling: set[int] = set()  # choices with calls
 
     def events(self, deltas: list[Delta]) -> bytes:
         """Framed chunks for what is new; empty while only silent tokens came."""
@@ -44,7 +48,12 @@ class ChatWriter:
             delta = self._pace.take(news)
             if delta is None:
                 continue
-            if delta.text:
+            if self._view.parses:
+                self._see(delta)
+            fields = self._view.delta(delta) if delta.parts else None
+            if fields:
+                inside = b'"delta":' + encode(fields)
+            elif delta.text:
                 inside = b'"delta":{"content":' + encode(delta.text) + b"}"
             elif delta.finish_reason or delta.logprobs or self._token_ids:
                 inside = b'"delta":{}' if delta.finish_reason else b'"delta":{"content":""}'
@@ -61,6 +70,17 @@ class ChatWriter:
                 )
             )
         return b"".join(out)
+
+    def _see(self, delta: Delta) -> None:
+        """Takes out what the client is not to see, and says why the choice ends."""
+        view = self._view
+        if any(part.kind == "call" for part in delta.parts):
+            self._calling.add(delta.index)
+        calls = delta.index in self._calling
+        delta.finish_reason = view.finish_reason(delta.finish_reason, delta.stop_reason, calls)
+        delta.token_ids = view.shown(delta.token_ids, delta.hidden)
+        if delta.logprobs is not None:
+            delta.logprobs = view.shown(delta.logprobs, delta.hidden)
 
     def _begin(self, index: int, out: list[bytes]) -> None:
         out.append(self._answer.chunk(index, self._role, usage=self._usage(), extra=self._prompt))
