@@ -28,6 +28,7 @@ _RESOLVE = "tests/engine/test_resolve.py::"
 _SOURCE = "tests/config/test_source.py::"
 _ORACLES = "tests/e2e/test_oracles.py::"
 _PROCESSES = "tests/e2e/test_processes.py::"
+_TOOLS = "tests/api/routes/chat/test_handler_tools.py::"
 _HERE = "tests/e2e/test_flags.py::"
 _GRAPHS = "tests/worker/test_cuda_graph.py::"
 
@@ -87,12 +88,15 @@ SEEN_BY = {
     "ServerConfig.host": _HERE + "test_server_flags",
     "ServerConfig.max_request_bytes": _PROCESSES + "test_keys_names_and_prefix",
     "ServerConfig.port": _PROCESSES + "test_a_port_in_use_is_one_line",
+    "ServerConfig.reasoning_field": _TOOLS + "test_a_flag_narrows_where_reasoning_is",
+    "ServerConfig.reasoning_parser": _TOOLS + "test_flags_choose_the_parsers",
     "ServerConfig.response_role": _PROCESSES + "test_keys_names_and_prefix",
     "ServerConfig.root_path": _PROCESSES + "test_keys_names_and_prefix",
     "ServerConfig.shutdown_timeout": _PROCESSES + "test_a_drain_has_an_end",
     "ServerConfig.sse_keep_alive_interval": "tests/api/test_sse.py::"
     "test_a_silent_stream_gets_its_status_and_comments",
     "ServerConfig.stream_interval": _HERE + "test_server_flags",
+    "ServerConfig.tool_call_parser": _TOOLS + "test_flags_choose_the_parsers",
     "ServerConfig.uds": _PROCESSES + "test_unix_socket_answers_503_until_the_model_is_there",
     "ServerConfig.uvicorn_log_level": _HERE + "test_server_flags",
 }

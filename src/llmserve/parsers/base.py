@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from llmserve.core.outputs import Part
+from llmserve.parsers.call_grammar import Envelope
 from llmserve.parsers.reader import Markers, Reader, Step
 
 Tools = Mapping[str, Mapping[str, Any]]  # name -> JSON schema of its arguments
@@ -28,6 +29,12 @@ class ReasoningParser(ABC):
     def __init__(self, prompt: str, continued: bool) -> None:
         self.inside = self.begins_inside(prompt, continued)
 
+    @property
+    def thought(self) -> tuple[str, str] | None:
+        """What opens and closes the reasoning that an output may begin with, for a grammar; no
+        opener where it begins inside."""
+        return None
+
     @abstractmethod
     def begins_inside(self, prompt: str, continued: bool) -> bool:
         """Whether the prompt has opened reasoning and not closed it."""
@@ -47,6 +54,7 @@ class ToolParser(ABC):
 
     openers: ClassVar[tuple[str, ...]] = ()  # texts that begin calls
     markers: ClassVar[tuple[str, ...]] = ()  # texts that may be special tokens of the model
+    envelope: ClassVar[Envelope | None] = None  # how a grammar makes calls; None if it cannot
     reasons: ClassVar[bool] = False  # it reads reasoning too
     id_length: ClassVar[int | None] = None  # templates refuse ids that are not so many of A-Za-z0-9
 

@@ -27,6 +27,11 @@ class TagReasoning(ReasoningParser):
         end = prompt[-64:].rstrip()
         return end.endswith(self.opens) or (self.unopened and not end.endswith(self.closes))
 
+    @property
+    def thought(self) -> tuple[str, str] | None:
+        """See ReasoningParser."""
+        return "" if self.inside else self.opens[0], self.closes[0]
+
     def run(self, reader: Reader, openers: tuple[str, ...]) -> Step[None]:
         """See ReasoningParser."""
         if self.inside:

@@ -3,7 +3,9 @@
 """DeepSeek V3, R1 and V3.1: tokens with full-width bars around each call and around all."""
 
 import re
+from typing import ClassVar
 
+from llmserve.parsers.call_grammar import Envelope
 from llmserve.parsers.named_calls import NamedCalls
 
 _SECTION = "<｜tool▁calls▁begin｜>"
@@ -18,6 +20,9 @@ class DeepseekV31(NamedCalls):
 
     openers = (_SECTION, _BEGIN)
     markers = (_SECTION, _BEGIN, _SEP, _END, _SECTION_END)
+    envelope: ClassVar[Envelope | None] = Envelope(
+        f"{_BEGIN}{{name}}{_SEP}", _END, before=_SECTION, after=_SECTION_END
+    )
     begin, end, section_end = _BEGIN, _END, _SECTION_END
     head = re.compile(rf"\s*(?P<name>[^\s<]+)\s*{_SEP}\s{{0,8}}(?={{)")
 
@@ -26,3 +31,10 @@ class DeepseekV3(DeepseekV31):
     """`TYPE <sep> NAME`, a newline, and the object in a json code fence."""
 
     head = re.compile(rf"\s*\w*\s*{_SEP}\s*(?P<name>[^\s<`]+)\s*```(json)?\s{{0,8}}(?={{)")
+    envelope = Envelope(
+        f"{_BEGIN}function{_SEP}{{name}}\n```json\n",
+        f"\n```{_END}",
+        before=_SECTION,
+        between="\n",
+        after=_SECTION_END,
+    )

@@ -4,6 +4,7 @@
 
 import re
 
+from llmserve.parsers.call_grammar import Envelope
 from llmserve.parsers.schema_values import TEXT
 from llmserve.parsers.xml_calls import XmlCalls, quoted
 
@@ -25,6 +26,14 @@ class DeepseekV32(XmlCalls):
     argument_opener, argument_closer = "<｜DSML｜parameter", "</｜DSML｜parameter>"
     argument = re.compile(
         quoted("name", "key") + r"(\s{0,8}string=[\"']?(?P<string>true|false)[\"']?)?\s{0,8}>"
+    )
+
+    envelope = Envelope(
+        '<｜DSML｜invoke name="{name}">\n',
+        "</｜DSML｜invoke>\n",
+        style="deepseek_xml",
+        before="<｜DSML｜function_calls>\n",
+        after="</｜DSML｜function_calls>",
     )
 
     def value_types(self, tag: re.Match[str], schema: object) -> frozenset[str] | None:

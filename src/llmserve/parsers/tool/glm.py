@@ -5,6 +5,7 @@
 import re
 
 from llmserve.parsers.base import ToolParser
+from llmserve.parsers.call_grammar import Envelope
 from llmserve.parsers.json_text import dumps
 from llmserve.parsers.reader import Markers, Reader, Step, drop
 from llmserve.parsers.schema_values import is_text, to_json, types_of
@@ -26,6 +27,8 @@ class Glm(ToolParser):
 
     openers = (_OPENER,)
     markers = (_OPENER, _CLOSER, _KEY, _KEY_END, _VALUE, _VALUE_END)
+
+    envelope = Envelope("<tool_call>{name}\n", "</tool_call>", style="glm_xml", between="\n")
 
     def run(self, reader: Reader) -> Step[None]:
         """See ToolParser."""

@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """Granite 3: a JSON array behind a marker, without an end."""
 
+from llmserve.parsers.call_grammar import Envelope
 from llmserve.parsers.json_calls import JsonCalls
 
 
@@ -10,3 +11,6 @@ class Granite(JsonCalls):
 
     openers = ("<|tool_call|>", "<tool_call>")
     markers = ("<|tool_call|>", "<tool_call>")
+    envelope = Envelope(
+        '{"name": "{name}", "arguments": ', "}", before="<|tool_call|>[", between=", ", after="]"
+    )

@@ -4,6 +4,7 @@
 
 import re
 
+from llmserve.parsers.call_grammar import Envelope
 from llmserve.parsers.named_calls import NamedCalls
 
 
@@ -14,6 +15,13 @@ class KimiK2(NamedCalls):
     begin, end = "<|tool_call_begin|>", "<|tool_call_end|>"
     section_end = "<|tool_calls_section_end|>"
     markers = (*openers, "<|tool_call_argument_begin|>", end, section_end)
+    envelope = Envelope(
+        "<|tool_call_begin|>functions.{name}:",
+        "<|tool_call_end|>",
+        before="<|tool_calls_section_begin|>",
+        after="<|tool_calls_section_end|>",
+        numbered="<|tool_call_argument_begin|>",
+    )
     head = re.compile(
         r"\s*(?P<id>(functions\.)?(?P<name>[^\s<]+?)(:\d+)?)\s*"
         r"<\|tool_call_argument_begin\|>\s{0,8}(?={)"

@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """Llama 3 and 4: bare JSON objects, perhaps behind `<|python_tag|>`."""
 
+from llmserve.parsers.call_grammar import Envelope
 from llmserve.parsers.json_calls import JsonCalls
 
 
@@ -14,3 +15,4 @@ class LlamaJson(JsonCalls):
     openers = ("<|python_tag|>",)
     markers = ("<|python_tag|>",)
     starts_bare = True
+    envelope = Envelope('{"name": "{name}", "parameters": ', "}", between="; ")

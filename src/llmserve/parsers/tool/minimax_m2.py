@@ -4,6 +4,7 @@
 
 import re
 
+from llmserve.parsers.call_grammar import Envelope
 from llmserve.parsers.xml_calls import XmlCalls, quoted
 
 
@@ -17,3 +18,10 @@ class MinimaxM2(XmlCalls):
     call = re.compile(quoted("name", "name") + r"\s{0,8}>")
     argument_opener, argument_closer = "<parameter", "</parameter>"
     argument = re.compile(quoted("name", "key") + r"\s{0,8}>")
+    envelope = Envelope(
+        '<invoke name="{name}">\n',
+        "</invoke>\n",
+        style="minimax_xml",
+        before="<minimax:tool_call>\n",
+        after="</minimax:tool_call>",
+    )

@@ -3,7 +3,9 @@
 """Mistral: `[TOOL_CALLS]` and an array (before tokenizer v11), or a name and an object each."""
 
 import re
+from typing import ClassVar
 
+from llmserve.parsers.call_grammar import Envelope
 from llmserve.parsers.json_calls import JsonCalls
 from llmserve.parsers.json_text import read_arguments
 from llmserve.parsers.reader import Markers, Reader, Step
@@ -18,6 +20,7 @@ class Mistral(JsonCalls):
 
     openers = ("[TOOL_CALLS]",)
     id_length = 9
+    envelope: ClassVar[Envelope | None] = Envelope("[TOOL_CALLS]{name}[ARGS]", "")
     markers = ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]")
 
     def run(self, reader: Reader) -> Step[None]:
@@ -39,3 +42,11 @@ class Mistral(JsonCalls):
             if outcome == "torn":
                 end = Markers(self.openers)
                 yield from reader.until(end, reader.arguments, frozenset(self.openers))
+
+
+class MistralArray(Mistral):
+    """What grammars make for models before tokenizer v11."""
+
+    envelope = Envelope(
+        '{"name": "{name}", "arguments": ', "}", before="[TOOL_CALLS][", between=", ", after="]"
+    )

@@ -3,7 +3,9 @@
 """Qwen3-Coder, Qwen 3.5 and later, MiMo, Nemotron 3, Step 3.5, Seed-OSS: XML-like tags."""
 
 import re
+from typing import ClassVar
 
+from llmserve.parsers.call_grammar import Envelope
 from llmserve.parsers.xml_calls import XmlCalls
 
 
@@ -18,6 +20,12 @@ class Qwen3Coder(XmlCalls):
     argument_opener, argument_closer = "<parameter=", "</parameter>"
     argument = re.compile(r"(?P<key>[^<>\n]+)>")
     trims_newlines = True
+    envelope: ClassVar[Envelope | None] = Envelope(
+        "<tool_call>\n<function={name}>\n",
+        "</function>\n</tool_call>",
+        style="qwen_xml",
+        between="\n",
+    )
 
 
 class SeedOss(Qwen3Coder):
@@ -26,3 +34,9 @@ class SeedOss(Qwen3Coder):
     openers = ("<seed:tool_call>", "<function=")
     closers = ("</seed:tool_call>",)
     markers = ("<seed:tool_call>", "</seed:tool_call>")
+    envelope = Envelope(
+        "<seed:tool_call>\n<function={name}>\n",
+        "</function>\n</seed:tool_call>",
+        style="qwen_xml",
+        between="\n",
+    )

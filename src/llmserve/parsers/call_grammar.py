@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""Grammars of tool calls in a model's own format, as xgrammar's structural tags.
+
+They are plain data: what is made here goes to whoever compiles grammars. Names of formats are those
+of xgrammar.structural_tag.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+Format = dict[str, Any]
+
+_SPACE: Format = {"type": "regex", "pattern": "[ \\n]{0,4}"}
+_ANY_TEXT: Format = {"type": "any_text"}
+
+
+class Envelope(NamedTuple):
+    """How calls are written: `before`, then for each call `begin`, arguments, `end`, with `between`
+    two of them, then `after`.
+
+    `{name}` in `begin` is the tool. `style` is that of the arguments. Where `numbered` is set,
+    digits and that text follow on `begin`.
+    """
+
+    begin: str
+    end: str
+    style: str = "json"
+    before: str = ""
+    between: str = ""
+    after: str = ""
+    numbered: str = ""
+
+    def tag(self, name: str, schema: Mapping[str, Any]) -> Format:
+        """One call."""
+        content: Format = {
+            "type": "json_schema",
+            "json_schema": dict(schema) or {"type": "object"},
+            "style": self.style,
+        }
+        if self.numbered:
+            digits = {"type": "regex", "pattern": "[0-9]{1,4}"}
+            content = _sequence(digits, _text(self.numbered), content)
+        return _tag(self.begin.replace("{name}", name), content, self.end)
+
+
+def forced_calls(
+    envelope: Envelope,
+    schemas: Mapping[str, Mapping[str, Any]],
+    thought: tuple[str, str] | None,
+    parallel: bool,
+) -> Format:
+    """One call or, if `parallel`, several, of the tools in `schemas`, and nothing else.
+
+    `thought` are opener and closer of reasoning that may come first; one without an opener must.
+    """
+    parts = [_calls(envelope, schemas, parallel)]
+    if envelope.before:
+        parts = [_text(envelope.before), *parts, _text(envelope.after)]
+    if thought is not None:
+        reasoning = _tag(thought[0], _ANY_TEXT, thought[1])
+        if thought[0]:
+            reasoning = {"type": "optional", "content": reasoning}
+        parts = [reasoning, _SPACE, *parts]
+    return _sequence(*parts)
+
+
+def free_calls(
+    envelope: Envelope,
+    opener: str,
+    schemas: Mapping[str, Mapping[str, Any]],
+    parallel: bool,
+) -> Format:
+    """Any text; but what begins with the call's `opener` is a call of a tool in `schemas`."""
+    if envelope.before:
+        tags = [_tag(envelope.before, _calls(envelope, schemas, parallel), envelope.after)]
+        trigger = envelope.before
+    else:
+        tags = [envelope.tag(name, schema) for name, schema in schemas.items()]
+        trigger = envelope.begin.partition("{name}")[0]
+    if trigger.startswith(opener):
+        trigger = opener
+    return {
+        "type": "triggered_tags",
+        "triggers": [trigger],
+        "tags": tags,
+        "at_least_one": False,
+        "stop_after_first": not parallel,
+    }
+
+
+def _calls(envelope: Envelope, schemas: Mapping[str, Mapping[str, Any]], parallel: bool) -> Format:
+    return {
+        "type": "tags_with_separator",
+        "tags": [envelope.tag(name, schema) for name, schema in schemas.items()],
+        "separator": envelope.between,
+        "at_least_one": True,
+        "stop_after_first": not parallel,
+    }
+
+
+def _text(value: str) -> Format:
+    return {"type": "const_string", "value": value}
+
+
+def _tag(begin: str, content: Format, end: str) -> Format:
+    return {"type": "tag", "begin": begin, "content": content, "end": end}
+
+
+def _sequence(*elements: Format) -> Format:
+    return {"type": "sequence", "elements": list(elements)}

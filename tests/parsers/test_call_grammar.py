@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""What grammars make a model write is what its parser reads."""
+
+import json
+from typing import Any
+
+import pytest
+
+from llmserve.parsers.call_grammar import forced_calls, free_calls
+from llmserve.parsers.registry import REASONING_PARSERS, TOOL_PARSERS
+from tests.helpers.parsers import Output, Parsed, loaded
+
+NAMES = [name for name in TOOL_PARSERS if TOOL_PARSERS.load(name).envelope is not None]
+SCHEMA = {"type": "object", "properties": {"s": {"type": "string"}, "i": {"type": "integer"}}}
+VALUES = {"s": 'é "<x', "i": 5}
+WRITTEN = {
+    "json": json.dumps(VALUES),
+    "qwen_xml": "<parameter=s>\n{s}\n</parameter>\n<parameter=i>\n{i}\n</parameter>\n",
+    "minimax_xml": '<parameter name="s">{s}</parameter>\n<parameter name="i">{i}</parameter>\n',
+    "deepseek_xml": '<｜DSML｜parameter name="s" string="true">{s}</｜DSML｜parameter>\n'
+    '<｜DSML｜parameter name="i" string="false">{i}</｜DSML｜parameter>\n',
+    "glm_xml": "<arg_key>s</arg_key>\n<arg_value>{s}</arg_value>\n<arg_key>i</arg_key>\n"
+    "<arg_value>{i}</arg_value>\n",
+}
+
+
+def sentences(part: dict[str, Any]) -> str:
+    """A text of a format: the longest, with two calls and some reasoning."""
+    match part["type"]:
+        case "const_string":
+            return str(part["value"])
+        case "regex":
+            return {"[ \\n]{0,4}": "\n\n", "[0-9]{1,4}": "7"}[part["pattern"]]
+        case "any_text":
+            return "hm"
+        case "optional":
+            return sentences(part["content"])
+        case "sequence":
+            return "".join(map(sentences, part["elements"]))
+        case "tag":
+            return part["begin"] + sentences(part["content"]) + part["end"]
+        case "tags_with_separator":
+            tags = part["tags"][:1] if part["stop_after_first"] else part["tags"]
+            return str(part["separator"]).join(map(sentences, tags))
+        case "json_schema":
+            text = WRITTEN[part["style"]]
+            return text if part["style"] == "json" else text.format(**VALUES)
+    raise AssertionError(part)
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_parser_reads_what_is_forced(name: str, parallel: bool) -> None:
+    schemas = {"f": SCHEMA, "g-2": SCHEMA}
+    output = Output(name, tools=schemas)
+    grammar = forced_calls(TOOL_PARSERS.load(name).envelope, schemas, None, parallel)
+    found = output.check_law(sentences(grammar), every_cut=False)
+    wanted = [("f", VALUES), ("g-2", VALUES)][: 1 + parallel]
+    assert (found.content, found.reasoning, loaded(found)) == ("", "", wanted)
+
+
+@pytest.mark.parametrize("prompt", ["<|assistant|>", "<|assistant|><think>\n"])
+def test_reasoning_comes_before_forced_calls(prompt: str) -> None:
+    thought = REASONING_PARSERS.load("think")(prompt, False).thought
+    grammar = forced_calls(TOOL_PARSERS.load("hermes").envelope, {"f": SCHEMA}, thought, True)
+    text = sentences(grammar)
+    assert text.startswith("<think>") is ("<think>" not in prompt)
+    found = Output("hermes", "think", {"f": SCHEMA}, prompt).check_law(text)
+    assert found == Parsed("", "hm", [("f", json.dumps(VALUES))])
+    first = grammar["elements"][0]["type"]
+    assert first == ("tag" if "<think>" in prompt else "optional")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_opener_binds_what_follows(name: str) -> None:
+    parser = TOOL_PARSERS.load(name)
+    grammar = free_calls(parser.envelope, parser.openers[0], {"f": SCHEMA}, False)
+    (trigger,) = grammar["triggers"]
+    assert trigger and all(tag["begin"].startswith(trigger) for tag in grammar["tags"])
+    assert not grammar["at_least_one"] and grammar["stop_after_first"]
+    (tag,) = grammar["tags"]
+    found = Output(name, tools={"f": SCHEMA}).parse(sentences(tag))
+    assert loaded(found) == [("f", VALUES)]
+
+
+def test_no_schema_is_any_object() -> None:
+    envelope = TOOL_PARSERS.load("hermes").envelope
+    assert envelope.tag("f", {})["content"]["json_schema"] == {"type": "object"}
