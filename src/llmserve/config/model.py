@@ -55,6 +55,11 @@ class ModelConfig:
     logits_processors: list[str] = flag(
         [], "Own logits processors as package.module:Class, loaded at start.", repeat=True
     )
+    structured_outputs_backend: str = flag(
+        "auto",
+        "Grammar engine. auto: xgrammar, and guidance for what xgrammar cannot enforce.",
+        choices=("auto", "xgrammar", "guidance"),
+    )
     quantization: str | None = flag(None, "Not supported yet.", short="-q")
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from llmserve.core.sampling_params import SamplingParams
 from llmserve.errors import ContextLengthError, RequestError
 from llmserve.frontend.chat_template import RESERVED, ChatTemplate, read_template
 from llmserve.frontend.tokenizer import Tokenizer, load_tokenizer
+from llmserve.structured_output.prepare import prepare
 
 
 class TextPrompt(TypedDict):
@@ -63,12 +64,14 @@ class InputProcessor:
         *,
         max_logprobs: int,
         default_template_kwargs: dict[str, Any],
+        grammar_backend: str = "auto",
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.template = template
         self._max_logprobs = max_logprobs
         self._default_template_kwargs = default_template_kwargs
+        self._grammar_backend = grammar_backend
         self.generation_defaults = {
             ours: model.generation_defaults[theirs]
             for theirs, ours in _GENERATION_DEFAULTS.items()
@@ -97,6 +100,7 @@ class InputProcessor:
             template,
             max_logprobs=config.max_logprobs,
             default_template_kwargs=default_template_kwargs,
+            grammar_backend=config.structured_outputs_backend,
         )
 
     async def encode_prompt(
@@ -246,6 +250,10 @@ class InputProcessor:
             changes["bad_words_token_ids"] = self._bad_words(params.bad_words)
         if params.stop:
             self._tokenizer("stop")
+        if params.structured_outputs is not None:
+            self._tokenizer(params.structured_outputs.param)
+            changes["grammar"] = prepare(params.structured_outputs, self._grammar_backend)
+            changes["structured_outputs"] = None
         if self.tokenizer is None and params.detokenize:
             changes["detokenize"] = False
         if any(getattr(params, name) != value for name, value in changes.items()):

@@ -16,6 +16,7 @@ from llmserve.api.routes.chat.schema import ChatBody
 from llmserve.api.routes.chat.stream import ChatWriter
 from llmserve.api.sse import EventStream
 from llmserve.api.state import AppState, state_of
+from llmserve.api.structured import add_ignored, structured_outputs_of
 from llmserve.core.sampling_params import SamplingParams
 from llmserve.errors import RequestError
 from llmserve.frontend.async_llm import AsyncLLM
@@ -70,6 +71,7 @@ async def _create(
     )
     generation = Generation([stream], body.n)
     headers = ChatBody.ignored(raw)
+    add_ignored(headers, params.grammar)
     if clamped is not None:
         headers["x-llmserve-max-tokens"] = str(clamped)
     last = messages[-1]
@@ -90,6 +92,7 @@ async def _create(
 def _params(llm: AsyncLLM, body: ChatBody, prompt_len: int) -> tuple[SamplingParams, int | None]:
     fields = body.sampling_fields()
     fields |= {"logprobs": body.num_logprobs, "max_tokens": body.limit.value}
+    fields["structured_outputs"] = structured_outputs_of(body)
     try:
         return llm.input_processor.make_params(fields, prompt_len=prompt_len, param="messages")
     except RequestError as error:

@@ -1,0 +1,582 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""JSON schemas in one normal form, so that both grammar engines give them one meaning.
+
+Schemas that apply to the same value (allOf, references with siblings, a base beside anyOf) are
+merged into one, choices are moved outwards, and every leaf gets one type. What then is left is
+little, and of each piece it is known which engine enforces it. An object that names properties is
+closed unless additionalProperties says otherwise; one that names none is open.
+"""
+
+import itertools
+import json
+import math
+from typing import Any
+
+from llmserve.errors import GrammarError
+from llmserve.structured_output.complement import complement
+from llmserve.structured_output.document import TYPES, Document, Node, escape
+from llmserve.structured_output.values import contains, same_kind, scalar_fits
+
+MAX_WHITESPACE = 16  # characters in a row between two JSON tokens
+MAX_CHOICES = 256  # ways to choose among the alternatives that meet at one place
+MAX_NODES = 20_000
+FORMATS = frozenset(
+    {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"}
+)  # fmt: skip
+_KEYWORDS: dict[str, tuple[str, ...]] = {
+    "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+    "string": ("minLength", "maxLength", "pattern", "format"),
+    "array": (
+        "items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems",
+        "contains", "unevaluatedItems",
+    ),
+    "object": (
+        "properties", "patternProperties", "additionalProperties", "required", "minProperties",
+        "maxProperties", "propertyNames", "unevaluatedProperties",
+    ),
+}  # fmt: skip
+_NEVER = False
+Schema = dict[str, Any]
+Normal = Schema | bool  # only False, where no value fits
+
+
+class Normalizer:
+    """One schema's way to the normal form.
+
+    `hard` are pointers to keywords that xgrammar would not enforce as they are meant, `ignored`
+    to those that no engine enforces. With `strict` the first of the latter is a GrammarError.
+    """
+
+    def __init__(self, schema: Any, *, strict: bool, closed: bool = False) -> None:
+        self.hard: list[str] = []
+        self.ignored: list[str] = []
+        self._strict = strict
+        self._closed = closed
+        self._document = Document(schema)
+        self._memo: dict[tuple[str, ...], Normal | None] = {}  # None: in the making
+        self._names: dict[tuple[str, ...], str] = {}
+        self._num_nodes = 0
+
+    def run(self) -> Schema:
+        """The whole schema; GrammarError where no value can fit it."""
+        root = self._normal((self._document.root,))
+        defs = {name: self._memo[key] for key, name in self._names.items()}
+        if root is _NEVER or not _is_finite(root, defs):
+            raise GrammarError("no value can be valid under #")
+        assert isinstance(root, dict)
+        for name, schema in defs.items():
+            if schema is _NEVER or not _is_finite(schema, defs):
+                raise GrammarError(f"no value can be valid under a part of the schema ({name})")
+        return root | {"$defs": defs} if defs else root
+
+    # -- schemas that apply to one value
+
+    def _normal(self, nodes: tuple[Node, ...]) -> Normal:
+        nodes = tuple({node.name: node for node in nodes}.values())
+        if not nodes:
+            return {}
+        key = tuple(node.name for node in nodes)
+        if key in self._memo:
+            done = self._memo[key]
+            if done is _NEVER or (done is not None and _is_small(done)):
+                return done
+            name = self._names.setdefault(key, f"d{len(self._names)}")
+            return {"$ref": f"#/$defs/{name}"}
+        self._num_nodes += 1
+        if self._num_nodes > MAX_NODES:
+            raise GrammarError(f"the schema has more than {MAX_NODES} parts once it is written out")
+        self._memo[key] = None
+        self._memo[key] = result = self._merge(nodes)
+        return result
+
+    def _merge(self, nodes: tuple[Node, ...]) -> Normal:
+        flat, groups = self._expand(nodes)
+        if flat is None:
+            return _NEVER
+        if len(flat) == 1 and not groups and flat != list(nodes) and not flat[0].plain:
+            return self._normal((flat[0],))  # a reference alone: share what it points to
+        if not groups:
+            return self._flatten(flat)
+        if math.prod(len(group.options) for group in groups) > MAX_CHOICES:
+            raise GrammarError(
+                f"{groups[0].place}: more than {MAX_CHOICES} combinations of alternatives"
+            )
+        plain = tuple(node.as_plain() for node in flat)
+        for group in groups:
+            if group.exclusive:
+                parts = [self._normal((*plain, *option)) for option in group.options]
+                if not _are_disjoint([self._seen(part) for part in parts]):
+                    self._drop(group.place, "its alternatives are not told apart")
+        options: list[Schema] = []
+        for choice in itertools.product(*(group.options for group in groups)):
+            part = self._normal((*plain, *itertools.chain(*choice)))
+            if part is not _NEVER and part not in options:
+                assert isinstance(part, dict)
+                options.append(part)
+        if len(options) < 2:
+            return options[0] if options else _NEVER
+        return {} if {} in options else {"anyOf": options}
+
+    def _seen(self, part: Normal) -> Normal:
+        """What a reference points to, as far as it is made."""
+        while isinstance(part, dict) and "$ref" in part:
+            name = part["$ref"].rpartition("/")[2]
+            key = next(key for key, known in self._names.items() if known == name)
+            made = self._memo[key]
+            if made is None:
+                return {}
+            part = made
+        return part
+
+    def _expand(self, nodes: tuple[Node, ...]) -> tuple[list[Node] | None, "list[_Choice]"]:
+        """Everything that applies, and the choices among the rest; None if nothing can fit."""
+        flat: list[Node] = []
+        groups: list[_Choice] = []
+        todo, seen = list(nodes), set[str]()
+        while todo:
+            node = todo.pop(0)
+            if node.name in seen or node.raw is True or node.raw == {}:
+                continue
+            if node.raw is False:
+                return None, []
+            seen.add(node.name)
+            self._document.check(node)
+            raw, more = node.raw, list[Node]()
+            if not node.plain:
+                for keyword in ("$ref", "$dynamicRef"):
+                    if keyword in raw:
+                        more.append(self._document.resolve(node, keyword))
+                more += [node.child("allOf", i) for i in range(len(raw.get("allOf", ())))]
+                groups += self._choices(node)
+            if not raw.keys().isdisjoint(_FLAT):
+                flat.append(node)
+            todo = more + todo
+        return flat, groups
+
+    def _choices(self, node: Node) -> "list[_Choice]":
+        raw, groups = node.raw, list[_Choice]()
+        for keyword in ("anyOf", "oneOf"):
+            if keyword in raw:
+                options: list[tuple[Node, ...]] = [
+                    (node.child(keyword, i),) for i in range(len(raw[keyword]))
+                ]
+                exclusive = keyword == "oneOf" and len(options) > 1
+                groups.append(_Choice(f"{node.pointer}/{keyword}", options, exclusive))
+        if "if" in raw and ("then" in raw or "else" in raw):
+            met = [node.child(k) for k in ("if", "then") if k in raw]
+            unmet = [node.child("else")] if "else" in raw else []
+            self._add_negation(groups, node, "if", [tuple(met)], unmet)
+        if "not" in raw:
+            self._add_negation(groups, node, "not", [], [])
+        for keyword in ("dependentRequired", "dependentSchemas", "dependencies"):
+            for name in raw.get(keyword, ()):
+                place = f"{node.pointer}/{keyword}/{escape(name)}"
+                absent = Node({"properties": {name: False}}, place, "", f"{place}~absent")
+                value = raw[keyword][name]
+                names = [name, *value] if isinstance(value, list) else [name]
+                present = Node({"type": "object", "required": names}, place, "", f"{place}~present")
+                rest = () if isinstance(value, list) else (node.child(keyword, name),)
+                groups.append(_Choice(place, [(absent,), (present, *rest)]))
+        return groups
+
+    def _add_negation(
+        self,
+        groups: "list[_Choice]",
+        node: Node,
+        keyword: str,
+        options: list[tuple[Node, ...]],
+        rest: list[Node],
+    ) -> None:
+        """The choice between `options` and everything that the schema in `keyword` refuses."""
+        place = f"{node.pointer}/{keyword}"
+        opposite = complement(self._document, node.child(keyword))
+        if opposite is None:
+            self._drop(place, "it cannot be turned into what is allowed instead")
+            return
+        groups.append(_Choice(place, options + [(other, *rest) for other in opposite]))
+
+    # -- what applies, without choices
+
+    def _flatten(self, nodes: list[Node]) -> Normal:
+        if not nodes:
+            return {}
+        raws = [node.raw for node in nodes]
+        types = _types(raws)
+        values = _enum(raws)
+        excluded = [value for raw in raws for value in raw.get("~not", ())]
+        if values is not None:
+            fits = [v for v in values if same_kind(v, types) and not contains(excluded, v)]
+            return self._enum_of(fits, nodes)
+        parts: list[Schema] = []
+        for kind in TYPES:
+            if kind not in types or (kind == "integer" and "number" in types):
+                continue
+            if others := [v for v in excluded if same_kind(v, {kind})]:
+                if kind == "boolean":
+                    left = [v for v in (False, True) if not contains(others, v)]
+                    parts += [{"enum": left}] if left else []
+                    continue
+                if kind == "null":
+                    continue
+                self._drop(f"{nodes[0].pointer}/not", "single values cannot be left out")
+            part = self._of_type(kind, nodes)
+            if part is not None:
+                parts.append(part)
+        if len(parts) == len(TYPES) - 1 and all(_is_free(part) for part in parts):
+            return {}
+        if not parts:
+            return _NEVER
+        return parts[0] if len(parts) == 1 else {"anyOf": parts}
+
+    def _enum_of(self, values: list[Any], nodes: list[Node]) -> Normal:
+        kept = [v for v in values if all(scalar_fits(v, node.raw) for node in nodes)]
+        for node in nodes:
+            for kind, python in (("string", str), ("array", list), ("object", dict)):
+                if any(isinstance(v, python) for v in kept):
+                    for keyword in _KEYWORDS[kind]:
+                        if keyword in node.raw and keyword not in ("minLength", "maxLength"):
+                            if keyword == "format":
+                                continue
+                            self._drop(f"{node.pointer}/{keyword}", "beside enum or const")
+        unique = [v for i, v in enumerate(kept) if not contains(kept[:i], v)]
+        return {"enum": unique} if unique else _NEVER
+
+    def _of_type(self, kind: str, nodes: list[Node]) -> Schema | None:
+        match kind:
+            case "integer" | "number":
+                return self._number(kind, nodes)
+            case "string":
+                return self._string(nodes)
+            case "array":
+                return self._array(nodes)
+            case "object":
+                return self._object(nodes)
+        return {"type": kind}
+
+    def _number(self, kind: str, nodes: list[Node]) -> Schema | None:
+        result: Schema = {"type": kind}
+        low, low_open = -math.inf, False
+        high, high_open = math.inf, False
+        for node in nodes:
+            raw = node.raw
+            for keyword, opened in _BOUNDS:
+                bounds = []
+                if keyword in raw:
+                    bounds.append((raw[keyword], raw.get(opened) is True))  # draft 4's boolean
+                if opened in raw and not isinstance(raw[opened], bool):
+                    bounds.append((raw[opened], True))
+                for bound, is_open in bounds:
+                    if keyword == "minimum" and (bound, is_open) > (low, low_open):
+                        low, low_open = bound, is_open
+                    if keyword == "maximum" and (-bound, is_open) > (-high, high_open):
+                        high, high_open = bound, is_open
+        if low > high or (low == high and (low_open or high_open)):
+            return self._none(nodes, "minimum", "maximum")
+        if kind == "integer":
+            if low > -math.inf:
+                low, low_open = math.floor(low) + 1 if low_open else math.ceil(low), False
+            if high < math.inf:
+                high, high_open = math.ceil(high) - 1 if high_open else math.floor(high), False
+            if low > high:
+                return self._none(nodes, "minimum", "maximum")
+        if low > -math.inf:
+            result["exclusiveMinimum" if low_open else "minimum"] = low
+        if high < math.inf:
+            result["exclusiveMaximum" if high_open else "maximum"] = high
+        factors = [(n, n.raw["multipleOf"]) for n in nodes if "multipleOf" in n.raw]
+        if factors:
+            self.hard += [f"{node.pointer}/multipleOf" for node, _ in factors]
+            whole = [int(value) for _, value in factors if value == int(value)]
+            if len(whole) == len(factors):
+                result["multipleOf"] = math.lcm(*whole)
+            else:
+                result["multipleOf"] = factors[0][1]
+                for node, value in factors[1:]:
+                    if value != factors[0][1]:
+                        self._drop(f"{node.pointer}/multipleOf", "beside another one")
+        return result
+
+    def _string(self, nodes: list[Node]) -> Schema | None:
+        result: Schema = {"type": "string"}
+        low = max((int(node.raw.get("minLength", 0)) for node in nodes), default=0)
+        high = min((node.raw.get("maxLength", math.inf) for node in nodes), default=math.inf)
+        if low > high:
+            return self._none(nodes, "minLength", "maxLength")
+        if low:
+            result["minLength"] = low
+        if high < math.inf:
+            result["maxLength"] = int(high)
+        patterns = list(dict.fromkeys(n.raw["pattern"] for n in nodes if "pattern" in n.raw))
+        formats = {f: n for n in nodes if (f := n.raw.get("format")) in FORMATS}
+        if patterns:
+            result["pattern"] = patterns[0]
+        if formats:
+            result["format"] = next(iter(formats))
+            for other in list(formats)[1:]:
+                self._drop(f"{formats[other].pointer}/format", "beside another one")
+        if len(result) > (2 if formats else 1):
+            self._mark(nodes, "minLength", "maxLength", "pattern")
+        if len(patterns) > 1:
+            return {"allOf": [result, *({"type": "string", "pattern": p} for p in patterns[1:])]}
+        return result
+
+    def _array(self, nodes: list[Node]) -> Schema | None:
+        low = max((int(node.raw.get("minItems", 0)) for node in nodes), default=0)
+        high = min((node.raw.get("maxItems", math.inf) for node in nodes), default=math.inf)
+        tuples = [_tuple(node) for node in nodes]
+        length = max((len(first) for first, _ in tuples), default=0)
+        prefix: list[Schema] = []
+        for index in range(length):
+            parts = (t[0][index] if index < len(t[0]) else t[1] for t in tuples)
+            item = self._normal(tuple(p for p in parts if p is not None))
+            if item is _NEVER:
+                high = min(high, index)
+                break
+            assert isinstance(item, dict)
+            prefix.append(item)
+        rest: Normal = self._normal(tuple(last for _, last in tuples if last is not None))
+        if rest is _NEVER:
+            high = min(high, len(prefix))
+        for node in nodes:
+            if node.raw.get("uniqueItems") is True and high > 1:
+                self._drop(f"{node.pointer}/uniqueItems")
+            if "contains" in node.raw and node.raw.get("minContains") != 0:
+                self._drop(f"{node.pointer}/contains")
+            if "contains" in node.raw and "maxContains" in node.raw:
+                self._drop(f"{node.pointer}/maxContains")
+            if "unevaluatedItems" in node.raw and len(nodes) > 1:
+                self._drop(f"{node.pointer}/unevaluatedItems", "beside other schemas")
+        if low > high:
+            return self._none(nodes, "minItems", "maxItems")
+        result: Schema = {"type": "array"}
+        if high <= len(prefix):
+            prefix, rest = prefix[: int(high)], _NEVER
+        if prefix:
+            result["prefixItems"] = prefix
+            self._mark(nodes, "prefixItems", "items")
+        result["items"] = rest
+        if low:
+            result["minItems"] = low
+        if high < math.inf:
+            result["maxItems"] = int(high)
+        return result
+
+    # -- objects
+
+    def _object(self, nodes: list[Node]) -> Schema | None:
+        names = list(dict.fromkeys(k for n in nodes for k in n.raw.get("properties", ())))
+        required = list(dict.fromkeys(k for n in nodes for k in n.raw.get("required", ())))
+        patterns = list(dict.fromkeys(k for n in nodes for k in n.raw.get("patternProperties", ())))
+        names += [name for name in required if name not in names]
+        if patterns and names:
+            self._drop(
+                f"{nodes[0].pointer}/patternProperties", "beside properties or required names"
+            )
+            patterns = []
+        for node in nodes:
+            if "propertyNames" in node.raw:
+                self._drop(f"{node.pointer}/propertyNames")
+            if "unevaluatedProperties" in node.raw and len(nodes) > 1:
+                self._drop(f"{node.pointer}/unevaluatedProperties", "beside other schemas")
+        rest = self._rest(nodes, bool(names or patterns))
+        properties: dict[str, Any] = {}
+        for name in names:
+            parts = [part for n in nodes if (part := _property(n, name)) is not None]
+            value = self._normal(tuple(parts))
+            if value is not _NEVER:
+                properties[name] = value
+            elif name in required:
+                return None
+            elif rest is not _NEVER:
+                properties[name] = False
+        low = max((int(n.raw.get("minProperties", 0)) for n in nodes), default=0)
+        high = min((n.raw.get("maxProperties", math.inf) for n in nodes), default=math.inf)
+        low = max(low, len(required))
+        if low > high or (rest is _NEVER and not patterns and low > len(properties)):
+            return self._none(nodes, "minProperties", "maxProperties")
+        result: Schema = {"type": "object", "properties": properties, "required": required}
+        if patterns:
+            result["patternProperties"] = {}
+            for pattern in patterns:
+                found = [n.child("patternProperties", pattern) for n in nodes
+                         if pattern in n.raw.get("patternProperties", ())]  # fmt: skip
+                result["patternProperties"][pattern] = self._normal(tuple(found))
+            self._mark(nodes, "patternProperties")
+        result["additionalProperties"] = rest
+        if low > len(required):
+            result["minProperties"] = low
+            self._mark(nodes, "minProperties")
+        if high < math.inf and (rest is not _NEVER or patterns or high < len(properties)):
+            result["maxProperties"] = int(high)
+            self._mark(nodes, "maxProperties")
+        if properties and rest is not _NEVER:
+            self._mark(nodes, "additionalProperties", "properties")
+        return result
+
+    def _rest(self, nodes: list[Node], names_some: bool) -> Normal:
+        """What a property that nobody names must be."""
+        if self._closed and names_some:
+            return _NEVER
+        found = [
+            n.child(keyword)
+            for n in nodes
+            for keyword in ("additionalProperties", "unevaluatedProperties")
+            if keyword in n.raw
+        ]
+        if not found and names_some:
+            return _NEVER
+        return self._normal(tuple(found))
+
+    # -- notes
+
+    def _mark(self, nodes: list[Node], *keywords: str) -> None:
+        """xgrammar would not do what these say."""
+        found = [f"{n.pointer}/{k}" for n in nodes for k in keywords if k in n.raw]
+        self.hard += found or [nodes[0].pointer]
+
+    def _drop(self, place: str, why: str = "") -> None:
+        """No engine enforces the keyword at `place`."""
+        if self._strict:
+            raise GrammarError(f"{place} cannot be enforced{f': {why}' if why else ''}")
+        if place not in self.ignored:
+            self.ignored.append(place)
+
+    def _none(self, nodes: list[Node], *keywords: str) -> Schema | None:
+        """No value fits; whoever wrote that within one schema did not mean it."""
+        if len(nodes) == 1:
+            raise GrammarError(f"{nodes[0].pointer}: no value fits {' and '.join(keywords)}")
+        return None
+
+
+_BOUNDS = (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum"))
+
+
+class _Choice:
+    """At `place`, all schemas of one of `options` apply; of exactly one, where `exclusive`."""
+
+    def __init__(
+        self, place: str, options: list[tuple[Node, ...]], exclusive: bool = False
+    ) -> None:
+        self.place = place
+        self.options = options
+        self.exclusive = exclusive
+
+
+_FLAT = frozenset({"type", "enum", "const", "~not", *itertools.chain(*_KEYWORDS.values())})
+
+
+def _types(raws: list[Schema]) -> set[str]:
+    left = set(TYPES)
+    for raw in raws:
+        if "type" in raw:
+            own = raw["type"] if isinstance(raw["type"], list) else [raw["type"]]
+            left &= {*own, "integer"} if "number" in own else set(own)
+    return left
+
+
+def _enum(raws: list[Schema]) -> list[Any] | None:
+    values: list[Any] | None = None
+    for raw in raws:
+        for keyword in ("enum", "const"):
+            if keyword in raw:
+                own = raw["enum"] if keyword == "enum" else [raw["const"]]
+                values = own if values is None else [v for v in values if contains(own, v)]
+    return values
+
+
+def _tuple(node: Node) -> tuple[list[Node], Node | None]:
+    """The schemas of an array's first items, and of the rest."""
+    raw = node.raw
+    old = "items" if isinstance(raw.get("items"), list) else "prefixItems"
+    first = [node.child(old, i) for i in range(len(raw.get(old, ())))]
+    for keyword in ("additionalItems",) if old == "items" else ("items",):
+        if keyword in raw:
+            return first, node.child(keyword)
+    return first, node.child("unevaluatedItems") if "unevaluatedItems" in raw else None
+
+
+def _property(node: Node, name: str) -> Node | None:
+    raw = node.raw
+    if name in raw.get("properties", ()):
+        return node.child("properties", name)
+    for keyword in ("additionalProperties", "unevaluatedProperties"):
+        if keyword in raw and not raw.get("patternProperties"):
+            return node.child(keyword)
+    return None
+
+
+def _is_small(schema: Schema | bool) -> bool:
+    return isinstance(schema, bool) or not schema.keys() & {
+        "anyOf", "properties", "items", "enum", "patternProperties"
+    }  # fmt: skip
+
+
+def _is_free(part: Schema) -> bool:
+    """Whether it allows all values of its type."""
+    return part == {"type": part.get("type")} or part in (
+        {"type": "array", "items": {}},
+        {"type": "object", "properties": {}, "required": [], "additionalProperties": {}},
+    )
+
+
+def _are_disjoint(parts: list[Normal]) -> bool:
+    alive = [part for part in parts if part is not _NEVER]
+    return all(_differ(a, b) for a, b in itertools.combinations(alive, 2))
+
+
+def _differ(a: Any, b: Any) -> bool:
+    """Whether no value is valid under both; False where that is not obvious."""
+    for one, other in ((a, b), (b, a)):
+        if "anyOf" in one:
+            return all(_differ(part, other) for part in one["anyOf"])
+        if "enum" in one and "enum" not in other and "type" in other:
+            return not any(same_kind(value, {other["type"]}) for value in one["enum"])
+    if "enum" in a and "enum" in b:
+        return not any(contains(b["enum"], value) for value in a["enum"])
+    if "type" not in a or "type" not in b:
+        return False
+    if a["type"] != b["type"]:
+        return {a["type"], b["type"]} != {"integer", "number"}
+    if a["type"] != "object":
+        return False
+    shared = a["properties"].keys() & b["properties"].keys()
+    both = {name for name in shared if name in a["required"] and name in b["required"]}
+    if any(_differ(a["properties"][name], b["properties"][name]) for name in both):
+        return True
+    return any(
+        one["additionalProperties"] is False and name not in one["properties"]
+        and not one.get("patternProperties")
+        for one, other in ((a, b), (b, a))
+        for name in other["required"]
+    )  # fmt: skip
+
+
+def _is_finite(schema: Any, defs: dict[str, Any]) -> bool:
+    """Whether some value of finite length is valid: a recursion may never end."""
+    done: set[str] = set()
+
+    def ends(part: Any) -> bool:
+        if isinstance(part, bool):
+            return part
+        if "$ref" in part:
+            return part["$ref"].rpartition("/")[2] in done
+        if "anyOf" in part:
+            return any(map(ends, part["anyOf"]))
+        if part.get("type") == "object":
+            return all(ends(part["properties"].get(name, {})) for name in part["required"])
+        if part.get("type") == "array" and part.get("minItems"):
+            first = part.get("prefixItems", [])[: part["minItems"]]
+            return all(map(ends, first)) and (part["minItems"] <= len(first) or ends(part["items"]))
+        return True
+
+    while True:
+        more = {name for name, part in defs.items() if name not in done and ends(part)}
+        if not more:
+            return ends(schema)
+        done |= more
+
+
+def dump(schema: Schema) -> str:
+    """JSON text in the order in which the properties stand."""
+    return json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
