@@ -29,7 +29,7 @@ COMPILED = b"c"
 REFUSED = b"e"
 MEMORY_BYTES = 1 << 30  # what a fork may allocate
 _NICE = 10  # requests that run come first
-_MAX_ERROR_BYTES = 500
+_MAX_CHARS = 500
 
 
 class CompilerStart(msgspec.Struct):
@@ -73,7 +73,7 @@ class CompileServer:
 
     def _backend(self, name: str) -> GrammarBackend | str:
         if name not in self._backends:
-            self._backends[name] = guarded(lambda: self._build(name), _first_line)
+            self._backends[name] = guarded(lambda: self._build(name), _reason)
         return self._backends[name]
 
     def _build(self, name: str) -> GrammarBackend | str:
@@ -96,18 +96,19 @@ def _compile(backend: GrammarBackend, channel: socket.socket) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, used + MEMORY_BYTES))
     answer = guarded(
         lambda: COMPILED + backend.compile(job.spec),
-        lambda error: REFUSED + _first_line(error).encode(),
+        lambda error: REFUSED + _reason(error).encode(),
     )
     channel.sendall(answer)
     os._exit(0)
 
 
-def _first_line(error: Exception) -> str:
-    """What the library says, without its own source lines and without the caller's text."""
-    text = str(error) or type(error).__name__
+def _reason(error: Exception) -> str:
+    """One line of what the library says, without its own source lines."""
+    text = str(error).strip() or type(error).__name__
     if not isinstance(error, GrammarError) and "] " in text:  # "[time] file.cc:12: what"
         text = text.partition("] ")[2].partition(": ")[2]
-    return text.strip().split("\n")[0][:_MAX_ERROR_BYTES] or type(error).__name__
+    lines = text.split("\n")
+    return next((line for line in lines if line.startswith("error: ")), lines[0])[:_MAX_CHARS]
 
 
 def main() -> int:

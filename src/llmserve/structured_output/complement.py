@@ -68,7 +68,8 @@ def _of_keyword(
                 ]
             return options
         case "not":
-            return [node.child("not")]
+            inner = node.child("not")  # made: what it names does not count as evaluated
+            return [Node(inner.raw, inner.pointer, inner.base, f"{inner.name}~")]
         case "allOf":
             options = []
             for index in range(len(value)):

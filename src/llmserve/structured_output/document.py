@@ -21,20 +21,22 @@ _REAL = int | float
 class Node:
     """One schema at its place. `plain` leaves out what offers a choice (anyOf and the like).
 
-    Two nodes with equal `name` are the same schema. In made-up ones, a Node may stand in `raw`
-    wherever a schema may.
+    Two nodes with equal `name` are the same schema. In a `made` one, which nobody wrote, a Node
+    may stand in `raw` wherever a schema may. All that applies beside a `top` one is part of it.
     """
 
-    __slots__ = ("base", "name", "plain", "pointer", "raw")
+    __slots__ = ("base", "made", "name", "plain", "pointer", "raw", "top")
 
     def __init__(
-        self, raw: Any, pointer: str, base: str, name: str = "", plain: bool = False
+        self, raw: Any, pointer: str, base: str, made: str = "", *, plain: bool = False
     ) -> None:
         self.raw = raw
         self.pointer = pointer
         self.base = base
-        self.name = name or pointer
+        self.made = bool(made)
+        self.name = made or pointer
         self.plain = plain
+        self.top = False
 
     def child(self, *path: str | int) -> "Node":
         """The schema under `path`."""
@@ -47,14 +49,16 @@ class Node:
         base = self.base
         if isinstance(value, dict) and isinstance(value.get("$id"), str):
             base = urljoin(base, value["$id"])
-        own = self.pointer if self.name in (self.pointer, f"{self.pointer}~") else self.name
-        return Node(value, self.pointer + steps, base, own + steps)
+        made = f"{self.name}{steps}" if self.made else ""
+        return Node(value, self.pointer + steps, base, made)
 
-    def as_plain(self) -> "Node":
+    def as_plain(self, top: bool) -> "Node":
         """The same without its choices."""
         if self.plain:
             return self
-        return Node(self.raw, self.pointer, self.base, f"{self.name}~", True)
+        node = Node(self.raw, self.pointer, self.base, plain=True)
+        node.made, node.name, node.top = self.made, f"{self.name}~{'!' * top}", top
+        return node
 
 
 class Document:
@@ -87,6 +91,11 @@ class Document:
         for keyword, value in raw.items():
             if isinstance(value, dict | list) and keyword not in _DATA:
                 self._walk(node.child(keyword), depth + 1)
+
+    def is_dynamic(self, node: Node) -> bool:
+        """Whether its $dynamicRef may mean different schemas at different times."""
+        name = str(node.raw["$dynamicRef"]).rpartition("#")[2]
+        return sum(name == anchor for _, anchor in self._anchors) > 1
 
     def resolve(self, node: Node, keyword: str) -> Node:
         """What the reference in `keyword` of `node` points to."""

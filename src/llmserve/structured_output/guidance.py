@@ -86,7 +86,7 @@ class GuidanceBackend(GrammarBackend):
                 raise GrammarError("structural tags need --structured-outputs-backend xgrammar")
         matcher = LLMatcher(self._tokenizer, text, log_level=0)
         if matcher.is_error():
-            raise GrammarError(matcher.get_error().strip().splitlines()[0])
+            raise GrammarError(matcher.get_error().strip())
         return Guidance(matcher)
 
 

@@ -14,6 +14,7 @@ from llmserve.core.structured_outputs import (
     StructuredOutputsParams,
 )
 from llmserve.errors import GrammarError, RequestError
+from llmserve.structured_output.regex import ascii_classes
 from llmserve.structured_output.schema import Normalizer, dump
 
 T = TypeVar("T")
@@ -37,7 +38,9 @@ def prepare(params: StructuredOutputsParams, backend: str) -> GrammarSpec:
             return _of_schema(params, {"type": "object"}, backend)
         case "regex":
             _check_text(params, value)
-            return _spec(params, "guidance" if backend == "auto" else backend, "regex", value)
+            return _spec(
+                params, "guidance" if backend == "auto" else backend, "regex", ascii_classes(value)
+            )
         case "choice":
             if not value or not all(isinstance(text, str) and text for text in value):
                 raise _error(params, "choice must be an array of one or more texts")

@@ -16,11 +16,13 @@ from typing import Any
 from llmserve.errors import GrammarError
 from llmserve.structured_output.complement import complement
 from llmserve.structured_output.document import TYPES, Document, Node, escape
+from llmserve.structured_output.regex import ascii_classes
 from llmserve.structured_output.values import contains, same_kind, scalar_fits
 
 MAX_WHITESPACE = 16  # characters in a row between two JSON tokens
 MAX_CHOICES = 256  # ways to choose among the alternatives that meet at one place
 MAX_NODES = 20_000
+_MAX_CONTAINED = 64
 FORMATS = frozenset(
     {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"}
 )  # fmt: skip
@@ -29,7 +31,7 @@ _KEYWORDS: dict[str, tuple[str, ...]] = {
     "string": ("minLength", "maxLength", "pattern", "format"),
     "array": (
         "items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems",
-        "contains", "unevaluatedItems",
+        "contains", "minContains", "maxContains", "unevaluatedItems",
     ),
     "object": (
         "properties", "patternProperties", "additionalProperties", "required", "minProperties",
@@ -48,12 +50,22 @@ class Normalizer:
     to those that no engine enforces. With `strict` the first of the latter is a GrammarError.
     """
 
-    def __init__(self, schema: Any, *, strict: bool, closed: bool = False) -> None:
+    def __init__(
+        self,
+        schema: Any,
+        *,
+        strict: bool,
+        closed: bool = False,
+        exact_of: Document | None = None,
+    ) -> None:
         self.hard: list[str] = []
         self.ignored: list[str] = []
         self._strict = strict
         self._closed = closed
-        self._document = Document(schema)
+        self._document = exact_of or Document(schema)
+        # What JSON schema itself says a schema allows, which may be more than is allowed here
+        self._exact = exact_of is not None
+        self._others: Normalizer | None = None
         self._memo: dict[tuple[str, ...], Normal | None] = {}  # None: in the making
         self._names: dict[tuple[str, ...], str] = {}
         self._num_nodes = 0
@@ -96,18 +108,15 @@ class Normalizer:
             return _NEVER
         if len(flat) == 1 and not groups and flat != list(nodes) and not flat[0].plain:
             return self._normal((flat[0],))  # a reference alone: share what it points to
+        alone = len(nodes) == 1
+        tops = [node.as_plain(True) if alone and node is nodes[0] else node for node in flat]
         if not groups:
-            return self._flatten(flat)
+            return self._flatten(tops)
         if math.prod(len(group.options) for group in groups) > MAX_CHOICES:
             raise GrammarError(
                 f"{groups[0].place}: more than {MAX_CHOICES} combinations of alternatives"
             )
-        plain = tuple(node.as_plain() for node in flat)
-        for group in groups:
-            if group.exclusive:
-                parts = [self._normal((*plain, *option)) for option in group.options]
-                if not _are_disjoint([self._seen(part) for part in parts]):
-                    self._drop(group.place, "its alternatives are not told apart")
+        plain = tuple(node.as_plain(False) for node in tops)
         options: list[Schema] = []
         for choice in itertools.product(*(group.options for group in groups)):
             part = self._normal((*plain, *itertools.chain(*choice)))
@@ -117,6 +126,27 @@ class Normalizer:
         if len(options) < 2:
             return options[0] if options else _NEVER
         return {} if {} in options else {"anyOf": options}
+
+    def _exclusive(self, place: str, options: list[Node], base: list[Node]) -> "_Choice":
+        """Exactly one of `options`, of values that all of `base` allow."""
+        if self._others is None:
+            self._others = Normalizer(None, strict=False, exact_of=self._document)
+        others = self._others
+        plain = [node.as_plain(False) for node in base]
+        parts = [others._seen(others._normal((*plain, option))) for option in options]
+        if _are_disjoint(parts):
+            return _Choice(place, [(option,) for option in options])
+        opposites = [complement(self._document, option) for option in options]
+        if any(opposite is None for opposite in opposites):
+            self._drop(place, "its alternatives are not told apart")
+            return _Choice(place, [(option,) for option in options])
+        found: list[tuple[Node, ...]] = []
+        for i, option in enumerate(options):
+            rest = [opposite or [] for j, opposite in enumerate(opposites) if j != i]
+            if math.prod(map(len, rest)) > MAX_CHOICES:
+                raise GrammarError(f"{place}: its alternatives overlap in too many ways")
+            found += [(option, *choice) for choice in itertools.product(*rest)]
+        return _Choice(place, found)
 
     def _seen(self, part: Normal) -> Normal:
         """What a reference points to, as far as it is made."""
@@ -146,6 +176,8 @@ class Normalizer:
             if not node.plain:
                 for keyword in ("$ref", "$dynamicRef"):
                     if keyword in raw:
+                        if keyword == "$dynamicRef" and self._document.is_dynamic(node):
+                            self._drop(f"{node.pointer}/{keyword}", "it means several schemas")
                         more.append(self._document.resolve(node, keyword))
                 more += [node.child("allOf", i) for i in range(len(raw.get("allOf", ())))]
                 groups += self._choices(node)
@@ -158,11 +190,12 @@ class Normalizer:
         raw, groups = node.raw, list[_Choice]()
         for keyword in ("anyOf", "oneOf"):
             if keyword in raw:
-                options: list[tuple[Node, ...]] = [
-                    (node.child(keyword, i),) for i in range(len(raw[keyword]))
-                ]
-                exclusive = keyword == "oneOf" and len(options) > 1
-                groups.append(_Choice(f"{node.pointer}/{keyword}", options, exclusive))
+                options = [node.child(keyword, i) for i in range(len(raw[keyword]))]
+                place = f"{node.pointer}/{keyword}"
+                if keyword == "oneOf" and len(options) > 1:
+                    groups.append(self._exclusive(place, options, [node]))
+                else:
+                    groups.append(_Choice(place, [(option,) for option in options]))
         if "if" in raw and ("then" in raw or "else" in raw):
             met = [node.child(k) for k in ("if", "then") if k in raw]
             unmet = [node.child("else")] if "else" in raw else []
@@ -203,6 +236,11 @@ class Normalizer:
             return {}
         raws = [node.raw for node in nodes]
         types = _types(raws)
+        if len(types) == len(TYPES) and not self._exact:
+            # Who names properties means an object, though the schema allows anything else too
+            spoken = {kind for kind, words in _KEYWORDS.items() for raw in raws
+                      if not raw.keys().isdisjoint(words)}  # fmt: skip
+            types = spoken or types
         values = _enum(raws)
         excluded = [value for raw in raws for value in raw.get("~not", ())]
         if values is not None:
@@ -307,7 +345,9 @@ class Normalizer:
             result["minLength"] = low
         if high < math.inf:
             result["maxLength"] = int(high)
-        patterns = list(dict.fromkeys(n.raw["pattern"] for n in nodes if "pattern" in n.raw))
+        patterns = list(
+            dict.fromkeys(ascii_classes(n.raw["pattern"]) for n in nodes if "pattern" in n.raw)
+        )
         formats = {f: n for n in nodes if (f := n.raw.get("format")) in FORMATS}
         if patterns:
             result["pattern"] = patterns[0]
@@ -324,29 +364,28 @@ class Normalizer:
     def _array(self, nodes: list[Node]) -> Schema | None:
         low = max((int(node.raw.get("minItems", 0)) for node in nodes), default=0)
         high = min((node.raw.get("maxItems", math.inf) for node in nodes), default=math.inf)
-        tuples = [_tuple(node) for node in nodes]
-        length = max((len(first) for first, _ in tuples), default=0)
+        first = [self._contained(node) for node in nodes if "contains" in node.raw]
+        low = max([low, *map(len, first)])
+        length = max([len(_prefix(node)) for node in nodes] + [len(items) for items in first] + [0])
         prefix: list[Schema] = []
         for index in range(length):
-            parts = (t[0][index] if index < len(t[0]) else t[1] for t in tuples)
-            item = self._normal(tuple(p for p in parts if p is not None))
+            parts = [part for node in nodes if (part := self._item(nodes, node, index)) is not None]
+            parts += [items[index] for items in first if index < len(items)]
+            item = self._normal(tuple(parts))
             if item is _NEVER:
                 high = min(high, index)
                 break
             assert isinstance(item, dict)
             prefix.append(item)
-        rest: Normal = self._normal(tuple(last for _, last in tuples if last is not None))
-        if rest is _NEVER:
-            high = min(high, len(prefix))
+        last = [part for node in nodes if (part := self._item(nodes, node, length)) is not None]
+        rest: Normal = self._normal(tuple(last))
         for node in nodes:
+            if "maxContains" in node.raw and "contains" in node.raw:
+                high = min(high, node.raw["maxContains"])  # fewer than may be, but no more
             if node.raw.get("uniqueItems") is True and high > 1:
                 self._drop(f"{node.pointer}/uniqueItems")
-            if "contains" in node.raw and node.raw.get("minContains") != 0:
-                self._drop(f"{node.pointer}/contains")
-            if "contains" in node.raw and "maxContains" in node.raw:
-                self._drop(f"{node.pointer}/maxContains")
-            if "unevaluatedItems" in node.raw and len(nodes) > 1:
-                self._drop(f"{node.pointer}/unevaluatedItems", "beside other schemas")
+        if rest is _NEVER:
+            high = min(high, len(prefix))
         if low > high:
             return self._none(nodes, "minItems", "maxItems")
         result: Schema = {"type": "array"}
@@ -362,71 +401,142 @@ class Normalizer:
             result["maxItems"] = int(high)
         return result
 
+    def _contained(self, node: Node) -> list[Node]:
+        """The first items of an array that begins with what it has to contain."""
+        count = int(node.raw.get("minContains", 1))
+        if count > _MAX_CONTAINED:
+            self._drop(f"{node.pointer}/minContains", f"it is more than {_MAX_CONTAINED}")
+        return [node.child("contains")] * min(count, _MAX_CONTAINED)
+
+    def _item(self, nodes: list[Node], node: Node, index: int) -> Node | None:
+        """What `node` says of the item at `index`."""
+        prefix, raw = _prefix(node), node.raw
+        if index < len(prefix):
+            return prefix[index]
+        keyword = "additionalItems" if isinstance(raw.get("items"), list) else "items"
+        if keyword in raw:
+            return node.child(keyword)
+        if "unevaluatedItems" not in raw or not self._sees_all(nodes, node, "unevaluatedItems"):
+            return None
+        for other in nodes:
+            if "items" in other.raw or "contains" in other.raw or index < len(_prefix(other)):
+                return None
+        return node.child("unevaluatedItems")
+
+    def _sees_all(self, nodes: list[Node], node: Node, keyword: str) -> bool:
+        """Whether what `keyword` of `node` calls unevaluated is what none of `nodes` speaks of."""
+        if (len(nodes) == 1 or node.top) and not any(other.made for other in nodes):
+            return True
+        self._drop(f"{node.pointer}/{keyword}", "beside other schemas")
+        return False
+
     # -- objects
 
     def _object(self, nodes: list[Node]) -> Schema | None:
         names = list(dict.fromkeys(k for n in nodes for k in n.raw.get("properties", ())))
         required = list(dict.fromkeys(k for n in nodes for k in n.raw.get("required", ())))
         patterns = list(dict.fromkeys(k for n in nodes for k in n.raw.get("patternProperties", ())))
+        spelled = self._normal(
+            tuple(node.child("propertyNames") for node in nodes if "propertyNames" in node.raw)
+        )
+        if isinstance(spelled, dict) and "enum" in spelled and not names and not patterns:
+            names = [name for name in spelled["enum"] if isinstance(name, str)]
         names += [name for name in required if name not in names]
-        if patterns and names:
-            self._drop(
-                f"{nodes[0].pointer}/patternProperties", "beside properties or required names"
-            )
-            patterns = []
-        for node in nodes:
-            if "propertyNames" in node.raw:
-                self._drop(f"{node.pointer}/propertyNames")
-            if "unevaluatedProperties" in node.raw and len(nodes) > 1:
-                self._drop(f"{node.pointer}/unevaluatedProperties", "beside other schemas")
         rest = self._rest(nodes, bool(names or patterns))
         properties: dict[str, Any] = {}
         for name in names:
-            parts = [part for n in nodes if (part := _property(n, name)) is not None]
-            value = self._normal(tuple(parts))
+            parts = [p for n in nodes if (p := self._property(nodes, n, name)) is not None]
+            value = self._normal(tuple(parts)) if _spells(spelled, name) else _NEVER
             if value is not _NEVER:
                 properties[name] = value
             elif name in required:
                 return None
-            elif rest is not _NEVER:
+            elif rest is not _NEVER or patterns:
                 properties[name] = False
+        by_pattern: dict[str, Any] = {}
+        for pattern in patterns:
+            found = [n.child("patternProperties", pattern) for n in nodes
+                     if pattern in n.raw.get("patternProperties", ())]  # fmt: skip
+            by_pattern[ascii_classes(pattern)] = self._normal(tuple(found))
+        if rest is not _NEVER or by_pattern:
+            rest = self._spell(nodes, spelled, rest, by_pattern)
         low = max((int(n.raw.get("minProperties", 0)) for n in nodes), default=0)
         high = min((n.raw.get("maxProperties", math.inf) for n in nodes), default=math.inf)
         low = max(low, len(required))
-        if low > high or (rest is _NEVER and not patterns and low > len(properties)):
+        is_closed = rest is _NEVER and not by_pattern
+        if low > high or (is_closed and low > len(properties)):
             return self._none(nodes, "minProperties", "maxProperties")
         result: Schema = {"type": "object", "properties": properties, "required": required}
-        if patterns:
-            result["patternProperties"] = {}
-            for pattern in patterns:
-                found = [n.child("patternProperties", pattern) for n in nodes
-                         if pattern in n.raw.get("patternProperties", ())]  # fmt: skip
-                result["patternProperties"][pattern] = self._normal(tuple(found))
-            self._mark(nodes, "patternProperties")
+        if by_pattern:
+            result["patternProperties"] = by_pattern
+            self._mark(nodes, "patternProperties", "propertyNames")
         result["additionalProperties"] = rest
         if low > len(required):
             result["minProperties"] = low
             self._mark(nodes, "minProperties")
-        if high < math.inf and (rest is not _NEVER or patterns or high < len(properties)):
+        if high < math.inf and (not is_closed or high < len(properties)):
             result["maxProperties"] = int(high)
             self._mark(nodes, "maxProperties")
-        if properties and rest is not _NEVER:
+        if properties and not is_closed:
             self._mark(nodes, "additionalProperties", "properties")
         return result
+
+    def _property(self, nodes: list[Node], node: Node, name: str) -> Node | None:
+        """What `node` says of the property `name`, patterns aside."""
+        raw = node.raw
+        if name in raw.get("properties", ()):
+            return node.child("properties", name)
+        if raw.get("patternProperties"):
+            return None  # which the engine applies to names too
+        if "additionalProperties" in raw:
+            return node.child("additionalProperties")
+        keyword = "unevaluatedProperties"
+        if keyword not in raw or not self._sees_all(nodes, node, keyword):
+            return None
+        for other in nodes:
+            if name in other.raw.get("properties", ()) or not other.raw.keys().isdisjoint(
+                ("additionalProperties", "patternProperties")
+            ):
+                return None
+        return node.child(keyword)
 
     def _rest(self, nodes: list[Node], names_some: bool) -> Normal:
         """What a property that nobody names must be."""
         if self._closed and names_some:
             return _NEVER
-        found = [
-            n.child(keyword)
-            for n in nodes
-            for keyword in ("additionalProperties", "unevaluatedProperties")
-            if keyword in n.raw
-        ]
-        if not found and names_some:
+        keyword = "additionalProperties"
+        found = [n.child(keyword) for n in nodes if keyword in n.raw]
+        if not found:
+            keyword = "unevaluatedProperties"
+            found = [n.child(keyword) for n in nodes
+                     if keyword in n.raw and self._sees_all(nodes, n, keyword)]  # fmt: skip
+        if not found and names_some and not self._exact:
             return _NEVER
         return self._normal(tuple(found))
+
+    def _spell(
+        self, nodes: list[Node], spelled: Normal, rest: Normal, by_pattern: dict[str, Any]
+    ) -> Normal:
+        """`rest` where names must be `spelled` some way; it may move into `by_pattern`."""
+        if spelled is _NEVER:
+            return _NEVER
+        assert isinstance(spelled, dict)
+        if spelled in ({}, {"type": "string"}):
+            return rest
+        if "enum" in spelled and not by_pattern:
+            return _NEVER
+        pattern = spelled.get("pattern")
+        if spelled.keys() <= {"type", "minLength", "maxLength"}:
+            low, high = spelled.get("minLength", 0), spelled.get("maxLength", "")
+            pattern = rf"^[\s\S]{{{low},{high}}}$"
+        elif spelled.keys() != {"type", "pattern"}:
+            pattern = None
+        if pattern is None or by_pattern or rest is _NEVER:
+            place = next(n.pointer for n in nodes if "propertyNames" in n.raw)
+            self._drop(f"{place}/propertyNames")
+            return rest
+        by_pattern[pattern] = rest
+        return _NEVER
 
     # -- notes
 
@@ -453,14 +563,11 @@ _BOUNDS = (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum"))
 
 
 class _Choice:
-    """At `place`, all schemas of one of `options` apply; of exactly one, where `exclusive`."""
+    """At `place`, all schemas of one of `options` apply."""
 
-    def __init__(
-        self, place: str, options: list[tuple[Node, ...]], exclusive: bool = False
-    ) -> None:
+    def __init__(self, place: str, options: list[tuple[Node, ...]]) -> None:
         self.place = place
         self.options = options
-        self.exclusive = exclusive
 
 
 _FLAT = frozenset({"type", "enum", "const", "~not", *itertools.chain(*_KEYWORDS.values())})
@@ -485,25 +592,19 @@ def _enum(raws: list[Schema]) -> list[Any] | None:
     return values
 
 
-def _tuple(node: Node) -> tuple[list[Node], Node | None]:
-    """The schemas of an array's first items, and of the rest."""
-    raw = node.raw
-    old = "items" if isinstance(raw.get("items"), list) else "prefixItems"
-    first = [node.child(old, i) for i in range(len(raw.get(old, ())))]
-    for keyword in ("additionalItems",) if old == "items" else ("items",):
-        if keyword in raw:
-            return first, node.child(keyword)
-    return first, node.child("unevaluatedItems") if "unevaluatedItems" in raw else None
+def _prefix(node: Node) -> list[Node]:
+    """The schemas of an array's first items."""
+    keyword = "items" if isinstance(node.raw.get("items"), list) else "prefixItems"
+    return [node.child(keyword, i) for i in range(len(node.raw.get(keyword, ())))]
 
 
-def _property(node: Node, name: str) -> Node | None:
-    raw = node.raw
-    if name in raw.get("properties", ()):
-        return node.child("properties", name)
-    for keyword in ("additionalProperties", "unevaluatedProperties"):
-        if keyword in raw and not raw.get("patternProperties"):
-            return node.child(keyword)
-    return None
+def _spells(spelled: Normal, name: str) -> bool:
+    """Whether a property may have this name; patterns are left to the engine."""
+    if isinstance(spelled, bool):
+        return spelled
+    if "enum" in spelled:
+        return name in spelled["enum"]
+    return scalar_fits(name, spelled)
 
 
 def _is_small(schema: Schema | bool) -> bool:
