@@ -11,6 +11,7 @@ from llmserve.api.errors import invalid_type, invalid_value, missing
 from llmserve.api.fields import MAX_IGNORED_NAMES, GenerationBody
 from llmserve.core.structured_outputs import GrammarSpec, StructuredOutputsParams
 from llmserve.errors import RequestError
+from llmserve.frontend.async_llm import AsyncLLM
 
 # Older names -> the field of StructuredOutputsParams: vLLM's, SGLang's, llama.cpp's.
 _OLD_NAMES = {
@@ -50,6 +51,12 @@ def structured_outputs_of(body: GenerationBody) -> StructuredOutputsParams | Non
             found[1].param, f"{found[0].param} asks for a shape of the answer already"
         )
     return found[0] if found else None
+
+
+async def grammar_of(llm: AsyncLLM, body: GenerationBody) -> GrammarSpec | None:
+    """The grammar that an answer is bound to. In a thread: a schema may be large."""
+    params = structured_outputs_of(body)
+    return None if params is None else await llm.input_processor.read_grammar(params)
 
 
 def _of_format(value: Any) -> StructuredOutputsParams | None:

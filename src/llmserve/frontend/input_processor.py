@@ -2,11 +2,13 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """From what a caller wrote to what the engine takes: token ids and checked sampling parameters."""
 
+import asyncio
 from typing import Any, NamedTuple, TypedDict, cast
 
 from llmserve.config.model import ModelConfig
 from llmserve.core.messages import ModelInfo
 from llmserve.core.sampling_params import SamplingParams
+from llmserve.core.structured_outputs import GrammarSpec, StructuredOutputsParams
 from llmserve.errors import ContextLengthError, RequestError
 from llmserve.frontend.chat_template import RESERVED, ChatTemplate, read_template
 from llmserve.frontend.tokenizer import Tokenizer, load_tokenizer
@@ -251,8 +253,7 @@ class InputProcessor:
         if params.stop:
             self._tokenizer("stop")
         if params.structured_outputs is not None:
-            self._tokenizer(params.structured_outputs.param)
-            changes["grammar"] = prepare(params.structured_outputs, self._grammar_backend)
+            changes["grammar"] = self.make_grammar(params.structured_outputs)
             changes["structured_outputs"] = None
         if self.tokenizer is None and params.detokenize:
             changes["detokenize"] = False
@@ -260,6 +261,15 @@ class InputProcessor:
             params = params.clone(**changes)
         params.check_token_ids(self.model.logits_width)
         return params, clamped
+
+    def make_grammar(self, params: StructuredOutputsParams) -> GrammarSpec:
+        """What the output is bound to; RequestError for what nobody can enforce."""
+        self._tokenizer(params.param)
+        return prepare(params, self._grammar_backend)
+
+    async def read_grammar(self, params: StructuredOutputsParams) -> GrammarSpec:
+        """`make_grammar` in a thread."""
+        return await asyncio.to_thread(self.make_grammar, params)
 
     def check_token_ids(self, ids: list[int], param: str) -> None:
         """RequestError for an id that the model has no row for."""

@@ -11,17 +11,19 @@ closed unless additionalProperties says otherwise; one that names none is open.
 import itertools
 import json
 import math
+import time
 from typing import Any
 
 from llmserve.errors import GrammarError
 from llmserve.structured_output.complement import complement
 from llmserve.structured_output.document import TYPES, Document, Node, escape
 from llmserve.structured_output.regex import ascii_classes
-from llmserve.structured_output.values import contains, same_kind, scalar_fits
+from llmserve.structured_output.values import common, same_kind, scalar_fits, unique, without
 
 MAX_WHITESPACE = 16  # characters in a row between two JSON tokens
 MAX_CHOICES = 256  # ways to choose among the alternatives that meet at one place
 MAX_NODES = 20_000
+MAX_SECONDS = 1.0  # of a thread of the API server
 _MAX_CONTAINED = 64
 FORMATS = frozenset(
     {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"}
@@ -68,7 +70,9 @@ class Normalizer:
         self._others: Normalizer | None = None
         self._memo: dict[tuple[str, ...], Normal | None] = {}  # None: in the making
         self._names: dict[tuple[str, ...], str] = {}
+        self._keys: dict[str, tuple[str, ...]] = {}
         self._num_nodes = 0
+        self._deadline = time.monotonic() + MAX_SECONDS
 
     def run(self) -> Schema:
         """The whole schema; GrammarError where no value can fit it."""
@@ -82,6 +86,10 @@ class Normalizer:
                 raise GrammarError(f"no value can be valid under a part of the schema ({name})")
         return root | {"$defs": defs} if defs else root
 
+    def _check_time(self) -> None:
+        if time.monotonic() > self._deadline:
+            raise GrammarError("the schema takes too long to write out")
+
     # -- schemas that apply to one value
 
     def _normal(self, nodes: tuple[Node, ...]) -> Normal:
@@ -94,8 +102,10 @@ class Normalizer:
             if done is _NEVER or (done is not None and _is_small(done)):
                 return done
             name = self._names.setdefault(key, f"d{len(self._names)}")
+            self._keys[name] = key
             return {"$ref": f"#/$defs/{name}"}
         self._num_nodes += 1
+        self._check_time()
         if self._num_nodes > MAX_NODES:
             raise GrammarError(f"the schema has more than {MAX_NODES} parts once it is written out")
         self._memo[key] = None
@@ -129,12 +139,14 @@ class Normalizer:
 
     def _exclusive(self, place: str, options: list[Node], base: list[Node]) -> "_Choice":
         """Exactly one of `options`, of values that all of `base` allow."""
+        if self._exact:  # asked only what cannot be: at least one is a safe answer
+            return _Choice(place, [(option,) for option in options])
         if self._others is None:
             self._others = Normalizer(None, strict=False, exact_of=self._document)
         others = self._others
         plain = [node.as_plain(False) for node in base]
         parts = [others._seen(others._normal((*plain, option))) for option in options]
-        if _are_disjoint(parts):
+        if self._are_disjoint(parts):
             return _Choice(place, [(option,) for option in options])
         opposites = [complement(self._document, option) for option in options]
         if any(opposite is None for opposite in opposites):
@@ -151,9 +163,7 @@ class Normalizer:
     def _seen(self, part: Normal) -> Normal:
         """What a reference points to, as far as it is made."""
         while isinstance(part, dict) and "$ref" in part:
-            name = part["$ref"].rpartition("/")[2]
-            key = next(key for key, known in self._names.items() if known == name)
-            made = self._memo[key]
+            made = self._memo[self._keys[part["$ref"].rpartition("/")[2]]]
             if made is None:
                 return {}
             part = made
@@ -244,7 +254,7 @@ class Normalizer:
         values = _enum(raws)
         excluded = [value for raw in raws for value in raw.get("~not", ())]
         if values is not None:
-            fits = [v for v in values if same_kind(v, types) and not contains(excluded, v)]
+            fits = [v for v in without(values, excluded) if same_kind(v, types)]
             return self._enum_of(fits, nodes)
         parts: list[Schema] = []
         for kind in TYPES:
@@ -252,7 +262,7 @@ class Normalizer:
                 continue
             if others := [v for v in excluded if same_kind(v, {kind})]:
                 if kind == "boolean":
-                    left = [v for v in (False, True) if not contains(others, v)]
+                    left = without([False, True], others)
                     parts += [{"enum": left}] if left else []
                     continue
                 if kind == "null":
@@ -277,8 +287,7 @@ class Normalizer:
                             if keyword == "format":
                                 continue
                             self._drop(f"{node.pointer}/{keyword}", "beside enum or const")
-        unique = [v for i, v in enumerate(kept) if not contains(kept[:i], v)]
-        return {"enum": unique} if unique else _NEVER
+        return {"enum": unique(kept)} if kept else _NEVER
 
     def _of_type(self, kind: str, nodes: list[Node]) -> Schema | None:
         match kind:
@@ -419,7 +428,8 @@ class Normalizer:
         if "unevaluatedItems" not in raw or not self._sees_all(nodes, node, "unevaluatedItems"):
             return None
         for other in nodes:
-            if "items" in other.raw or "contains" in other.raw or index < len(_prefix(other)):
+            held = other.raw.get("minContains", 1) if "contains" in other.raw else 0
+            if "items" in other.raw or index < max(len(_prefix(other)), held):
                 return None
         return node.child("unevaluatedItems")
 
@@ -538,6 +548,37 @@ class Normalizer:
         by_pattern[pattern] = rest
         return _NEVER
 
+    def _are_disjoint(self, parts: list[Normal]) -> bool:
+        alive = [part for part in parts if part is not _NEVER]
+        return all(self._differ(a, b) for a, b in itertools.combinations(alive, 2))
+
+    def _differ(self, a: Any, b: Any) -> bool:
+        """Whether no value is valid under both; False where that is not obvious."""
+        self._check_time()
+        for one, other in ((a, b), (b, a)):
+            if "anyOf" in one:
+                return all(self._differ(part, other) for part in one["anyOf"])
+            if "enum" in one and "enum" not in other and "type" in other:
+                return not any(same_kind(value, {other["type"]}) for value in one["enum"])
+        if "enum" in a and "enum" in b:
+            return not common(a["enum"], b["enum"])
+        if "type" not in a or "type" not in b:
+            return False
+        if a["type"] != b["type"]:
+            return {a["type"], b["type"]} != {"integer", "number"}
+        if a["type"] != "object":
+            return False
+        shared = a["properties"].keys() & b["properties"].keys()
+        both = {name for name in shared if name in a["required"] and name in b["required"]}
+        if any(self._differ(a["properties"][name], b["properties"][name]) for name in both):
+            return True
+        return any(
+            one["additionalProperties"] is False and name not in one["properties"]
+            and not one.get("patternProperties")
+            for one, other in ((a, b), (b, a))
+            for name in other["required"]
+        )  # fmt: skip
+
     # -- notes
 
     def _mark(self, nodes: list[Node], *keywords: str) -> None:
@@ -588,7 +629,7 @@ def _enum(raws: list[Schema]) -> list[Any] | None:
         for keyword in ("enum", "const"):
             if keyword in raw:
                 own = raw["enum"] if keyword == "enum" else [raw["const"]]
-                values = own if values is None else [v for v in values if contains(own, v)]
+                values = own if values is None else common(values, own)
     return values
 
 
@@ -619,38 +660,6 @@ def _is_free(part: Schema) -> bool:
         {"type": "array", "items": {}},
         {"type": "object", "properties": {}, "required": [], "additionalProperties": {}},
     )
-
-
-def _are_disjoint(parts: list[Normal]) -> bool:
-    alive = [part for part in parts if part is not _NEVER]
-    return all(_differ(a, b) for a, b in itertools.combinations(alive, 2))
-
-
-def _differ(a: Any, b: Any) -> bool:
-    """Whether no value is valid under both; False where that is not obvious."""
-    for one, other in ((a, b), (b, a)):
-        if "anyOf" in one:
-            return all(_differ(part, other) for part in one["anyOf"])
-        if "enum" in one and "enum" not in other and "type" in other:
-            return not any(same_kind(value, {other["type"]}) for value in one["enum"])
-    if "enum" in a and "enum" in b:
-        return not any(contains(b["enum"], value) for value in a["enum"])
-    if "type" not in a or "type" not in b:
-        return False
-    if a["type"] != b["type"]:
-        return {a["type"], b["type"]} != {"integer", "number"}
-    if a["type"] != "object":
-        return False
-    shared = a["properties"].keys() & b["properties"].keys()
-    both = {name for name in shared if name in a["required"] and name in b["required"]}
-    if any(_differ(a["properties"][name], b["properties"][name]) for name in both):
-        return True
-    return any(
-        one["additionalProperties"] is False and name not in one["properties"]
-        and not one.get("patternProperties")
-        for one, other in ((a, b), (b, a))
-        for name in other["required"]
-    )  # fmt: skip
 
 
 def _is_finite(schema: Any, defs: dict[str, Any]) -> bool:

@@ -3,7 +3,7 @@
 """JSON values as JSON schema sees them: true is not 1, but 1.0 is."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Hashable, Iterable
 from typing import Any
 
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -16,20 +16,30 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 
 
-def equal(a: Any, b: Any) -> bool:
-    """Whether both are the same JSON value."""
-    if isinstance(a, bool) or isinstance(b, bool):
-        return a is b
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(equal, a, b))
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
-    return bool(a == b)
+def identity(value: Any) -> Hashable:
+    """Equal for the same JSON value, and for no other."""
+    if isinstance(value, list):
+        return tuple(map(identity, value))
+    if isinstance(value, dict):
+        return frozenset((key, identity(part)) for key, part in value.items())
+    return (bool, value) if isinstance(value, bool) else value
 
 
-def contains(values: list[Any], value: Any) -> bool:
-    """Whether one of `values` is equal to `value`."""
-    return any(equal(other, value) for other in values)
+def unique(values: Iterable[Any]) -> list[Any]:
+    """Without repetitions."""
+    return list({identity(value): value for value in reversed(list(values))}.values())[::-1]
+
+
+def without(values: list[Any], others: list[Any]) -> list[Any]:
+    """Those that are not among `others`."""
+    out = set(map(identity, others))
+    return [value for value in values if identity(value) not in out]
+
+
+def common(values: list[Any], others: list[Any]) -> list[Any]:
+    """Those that are among `others`."""
+    kept = set(map(identity, others))
+    return [value for value in values if identity(value) in kept]
 
 
 def same_kind(value: Any, types: Collection[str]) -> bool:

@@ -16,8 +16,9 @@ from llmserve.api.routes.chat.schema import ChatBody
 from llmserve.api.routes.chat.stream import ChatWriter
 from llmserve.api.sse import EventStream
 from llmserve.api.state import AppState, state_of
-from llmserve.api.structured import add_ignored, structured_outputs_of
+from llmserve.api.structured import add_ignored, grammar_of
 from llmserve.core.sampling_params import SamplingParams
+from llmserve.core.structured_outputs import GrammarSpec
 from llmserve.errors import RequestError
 from llmserve.frontend.async_llm import AsyncLLM
 from llmserve.utils.logger import get_logger
@@ -63,7 +64,7 @@ async def _create(
         template_kwargs=kwargs,
         truncation=body.truncation(llm.model.max_model_len, body.limit.value),
     )
-    params, clamped = _params(llm, body, len(prompt_ids))
+    params, clamped = _params(llm, body, len(prompt_ids), await grammar_of(llm, body))
     if state.server.enable_log_requests:
         logger.info("request %s: %d prompt tokens", answer.request_id, len(prompt_ids))
     stream = await submit(
@@ -89,10 +90,12 @@ async def _create(
     return await _whole(answer, body, generation, names, role, echo, prompt, headers)
 
 
-def _params(llm: AsyncLLM, body: ChatBody, prompt_len: int) -> tuple[SamplingParams, int | None]:
+def _params(
+    llm: AsyncLLM, body: ChatBody, prompt_len: int, grammar: GrammarSpec | None
+) -> tuple[SamplingParams, int | None]:
     fields = body.sampling_fields()
     fields |= {"logprobs": body.num_logprobs, "max_tokens": body.limit.value}
-    fields["structured_outputs"] = structured_outputs_of(body)
+    fields["grammar"] = grammar
     try:
         return llm.input_processor.make_params(fields, prompt_len=prompt_len, param="messages")
     except RequestError as error:
