@@ -14,6 +14,7 @@ from llmserve.errors import GrammarError
 
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 MAX_DEPTH = 128  # of arrays and objects in each other
+MAX_PLACES = 50_000
 _DATA = ("enum", "const", "default", "examples", "example")  # values, no schemas in them
 _REAL = int | float
 
@@ -71,12 +72,16 @@ class Document:
         if isinstance(schema, dict) and isinstance(schema.get("$id"), str):
             self.root.base = schema["$id"]
         self._resources[""] = self._resources[urldefrag(self.root.base)[0]] = self.root
+        self._num_places = 0
         self._walk(self.root, 0)
         self._checked: set[str] = set()
 
     def _walk(self, node: Node, depth: int) -> None:
         if depth > MAX_DEPTH:
             raise GrammarError(f"the schema is nested more than {MAX_DEPTH} levels deep")
+        self._num_places += 1
+        if self._num_places > MAX_PLACES:
+            raise GrammarError(f"the schema has more than {MAX_PLACES} arrays and objects")
         raw = node.raw
         if isinstance(raw, list):
             for index in range(len(raw)):

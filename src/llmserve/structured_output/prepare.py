@@ -142,6 +142,8 @@ def _json(params: StructuredOutputsParams, text: str) -> Any:
 def _check_text(params: StructuredOutputsParams, text: str) -> None:
     if not text:
         raise _error(params, "it must not be empty")
+    if len(text) > MAX_SPEC_BYTES:
+        raise _error(params, f"it has {len(text)} characters; at most {MAX_SPEC_BYTES} may be")
     if "\0" in text:
         raise _error(params, "it must not hold NUL")
 
