@@ -6,7 +6,18 @@ import pytest
 
 from llmserve.structured_output.regex import ascii_classes
 
-PATTERNS = [r"\d+", r"[\d.]", r"\w\W\D", r"[^\w-]", r"\\d", r"\[\d\]", r"[a\]\d]", r"\s\S", "a", "\\"]
+PATTERNS = [
+    r"\d+",
+    r"[\d.]",
+    r"\w\W\D",
+    r"[^\w-]",
+    r"\\d",
+    r"\[\d\]",
+    r"[a\]\d]",
+    r"\s\S",
+    "a",
+    "\\",
+]
 
 
 @pytest.mark.parametrize("pattern", PATTERNS[:-1])

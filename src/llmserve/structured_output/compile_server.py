@@ -27,7 +27,6 @@ from llmserve.utils.guard import guarded
 READY = b"r"
 COMPILED = b"c"
 REFUSED = b"e"
-MEMORY_BYTES = 1 << 30  # what a fork may allocate
 _NICE = 10  # requests that run come first
 _MAX_CHARS = 500
 
@@ -39,6 +38,7 @@ class CompilerStart(msgspec.Struct):
     tokenizer: str
     logits_width: int
     eos_token_ids: list[int]
+    memory_bytes: int  # that a fork may allocate
 
 
 class CompileJob(msgspec.Struct):
@@ -68,7 +68,7 @@ class CompileServer:
             if isinstance(backend, str):
                 job.sendall(READY + REFUSED + backend.encode())
             elif os.fork() == 0:
-                _compile(backend, job)
+                _compile(backend, job, self._start.memory_bytes)
             job.close()
 
     def _backend(self, name: str) -> GrammarBackend | str:
@@ -83,7 +83,7 @@ class CompileServer:
         return backend
 
 
-def _compile(backend: GrammarBackend, channel: socket.socket) -> None:
+def _compile(backend: GrammarBackend, channel: socket.socket, memory_bytes: int) -> None:
     """In the fork; does not return."""
     os.nice(_NICE)
     channel.sendall(READY)
@@ -93,7 +93,7 @@ def _compile(backend: GrammarBackend, channel: socket.socket) -> None:
     signal.setitimer(signal.ITIMER_REAL, job.seconds)  # SIGALRM ends a process that ignores none
     with open("/proc/self/statm", "rb") as statm:
         used = int(statm.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, used + MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_AS, (used + memory_bytes, used + memory_bytes))
     answer = guarded(
         lambda: COMPILED + backend.compile(job.spec),
         lambda error: REFUSED + _reason(error).encode(),
@@ -107,6 +107,8 @@ def _reason(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     if not isinstance(error, GrammarError) and "] " in text:  # "[time] file.cc:12: what"
         text = text.partition("] ")[2].partition(": ")[2]
+    if "bad_alloc" in text or isinstance(error, MemoryError):
+        return "it needs more memory than a grammar may have"
     lines = text.split("\n")
     return next((line for line in lines if line.startswith("error: ")), lines[0])[:_MAX_CHARS]
 

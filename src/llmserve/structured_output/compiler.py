@@ -30,6 +30,7 @@ from llmserve.utils.logger import get_logger
 logger = get_logger(__name__)
 
 SECONDS = 3.0  # from a request's arrival to its compiled grammar
+MEMORY_BYTES = 1 << 30  # that compiling one may allocate
 WORKERS = 2  # grammars compiled at once
 MAX_COMPILED_BYTES = 64 << 20  # of one grammar
 CACHE_BYTES = 256 << 20
@@ -53,11 +54,12 @@ class GrammarCompiler:
         eos_token_ids: list[int],
         *,
         seconds: float = SECONDS,
+        memory_bytes: int = MEMORY_BYTES,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.eos_token_ids = eos_token_ids
-        self._start = CompilerStart(-1, tokenizer, logits_width, eos_token_ids)
+        self._start = CompilerStart(-1, tokenizer, logits_width, eos_token_ids, memory_bytes)
         self._seconds = seconds
         self._cache_bytes = cache_bytes
         self._cache: OrderedDict[Key, tuple[CompiledGrammar, int]] = OrderedDict()
@@ -68,7 +70,7 @@ class GrammarCompiler:
         self._lock = threading.Lock()  # of what follows
         self._server: Child | None = None
         self._control: socket.socket | None = None
-        self._warm: set[str] = set()
+        self._warm: dict[str, float] = {}  # backend -> since when it answers at once
         self._vocabulary: Vocabulary | None = None
         self._backends: dict[str, GrammarBackend] = {}
         self._is_used = False
@@ -107,11 +109,14 @@ class GrammarCompiler:
         """Ends the server and what it compiles; idempotent."""
         with self._lock:
             self._threads.shutdown(wait=False, cancel_futures=True)
-            if self._server is not None:
-                assert self._control is not None
-                self._control.close()
-                self._server.end(0)
-                self._server = None
+            self._end_server()
+
+    def _end_server(self) -> None:
+        if self._server is not None and self._control is not None:
+            self._control.close()
+            self._server.end(0)
+        self._server = self._control = None
+        self._warm.clear()
 
     def _keep(self, key: Key, grammar: CompiledGrammar, size: int) -> None:
         self._cache[key] = grammar, size
@@ -130,22 +135,19 @@ class GrammarCompiler:
     def _compile(self, spec: GrammarSpec, arrival: float) -> tuple[Result, int]:
         channel, theirs = socket.socketpair()
         with channel, theirs:
-            cold = spec.backend not in self._warm
             with self._lock:
                 socket.send_fds(self._connect(), [spec.backend.encode()], [theirs.fileno()])
             theirs.close()
             backend = self._backend(spec.backend)  # while the child starts
             channel.settimeout(_START_SECONDS)
             if channel.recv(1) != READY:
-                self._restart()
                 raise ConnectionError("the compile server ended")
-            self._warm.add(spec.backend)
-            began = time.monotonic() if cold else arrival
-            left = self._seconds - (time.monotonic() - began)
-            queued = self._seconds - left > self._seconds / 2
+            now = time.monotonic()
+            waited = now - max(arrival, self._warm.setdefault(spec.backend, now))
+            left = self._seconds - waited
             compiled = self._run(channel, spec, max(left, 0.01))
         if compiled is None:
-            if queued:
+            if waited > self._seconds / 2:
                 raise OverloadedError("too many grammars are being compiled")
             raise GrammarError(
                 f"compiling took more than {self._seconds:g} seconds or "
@@ -177,7 +179,9 @@ class GrammarCompiler:
         return answer[1:]
 
     def _connect(self) -> socket.socket:
-        if self._server is None or not self._server.alive():
+        if self._server is not None and not self._server.alive():
+            self._end_server()
+        if self._server is None:
             control, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
             with theirs:
                 self._start.control = theirs.fileno()
@@ -187,14 +191,6 @@ class GrammarCompiler:
             self._control = control
         assert self._control is not None
         return self._control
-
-    def _restart(self) -> None:
-        with self._lock:
-            if self._server is not None and self._control is not None:
-                self._control.close()
-                self._server.end(0)
-                self._server = None
-            self._warm.clear()
 
     def _backend(self, name: str) -> GrammarBackend:
         with self._lock:
