@@ -157,8 +157,9 @@ def _random_schema(rng: random.Random, depth: int) -> Schema:
         return {"type": rng.choice(["integer", "number"])} | rng.choice([{}, bounds])
 
     def string() -> dict[str, Any]:
-        extra = [{}, {"maxLength": rng.randint(1, 5)}, {"minLength": rng.randint(0, 4)},
-                 {"pattern": "^[a-f]{2,4}$"}, {"format": "date"}, {"enum": ["x", "yy"]}]  # fmt: skip
+        low = rng.randint(0, 4)
+        extra = [{}, {"maxLength": low + 1}, {"minLength": low}, {"pattern": "^[a-f]{2,4}$"},
+                 {"format": "date"}, {"enum": ["x", "yy"]}]  # fmt: skip
         return {"type": "string"} | rng.choice(extra)
 
     leaves = [number, string, lambda: {"type": "boolean"}, lambda: {"const": [1, "a"]}]
