@@ -9,17 +9,6 @@ from llmserve.structured_output.regex import ascii_classes
 PATTERNS = [
     r"\d+", r"[\d.]", r"\w\W\D", r"[^\w-]", r"\\d", r"\[\d\]", r"[a\]\d]", r"\s\S", "a",
 ]  # fmt: skip
-    r"\d+",
-    r"[\d.]",
-    r"\w\W\D",
-    r"[^\w-]",
-    r"\\d",
-    r"\[\d\]",
-    r"[a\]\d]",
-    r"\s\S",
-    "a",
-    "\\",
-]
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

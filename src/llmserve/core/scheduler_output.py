@@ -131,6 +131,8 @@ def decode_output(data: bytes) -> ModelRunnerOutput:
 
 
 def decode_mask(data: bytes) -> TokenMask | None:
-    """Inverse of `encode`; arrays are read-only."""
+    """Inverse of `encode`; torch takes the words as they are, so they are a copy."""
     mask: TokenMask | None = _mask_decoder.decode(data)
+    if mask is not None:
+        mask.words = mask.words.copy()
     return mask
