@@ -16,7 +16,9 @@ from typing import Any
 import jsonschema
 import pytest
 
+from llmserve import LLM, SamplingParams
 from llmserve.core.structured_outputs import GRAMMAR_ERROR, GrammarSpec, StructuredOutputsParams
+from llmserve.errors import RequestError
 from llmserve.frontend.tokenizer import Tokenizer, load_tokenizer
 from llmserve.sampling import grammar as grammar_module
 from llmserve.structured_output.manager import GrammarManager
@@ -293,3 +295,16 @@ def test_others_go_on_while_a_hostile_grammar_is_compiled(engine: Callable[..., 
     one.run()
     assert time.monotonic() - began < 3.5
     assert [e.error for e in one.results[bad].extras] == [GRAMMAR_ERROR]
+
+
+def test_offline(model: Path) -> None:
+    with LLM(str(model), device="cpu", dtype="float32", max_model_len=128) as llm:
+        asked = StructuredOutputsParams(choice=["left", "right"])
+        free, bound = SamplingParams(max_tokens=4), SamplingParams(structured_outputs=asked, n=3)
+        outputs = llm.generate(["go", "go"], [free, bound], use_tqdm=False)
+        assert len(outputs[0].outputs[0].token_ids) == 4
+        assert {c.text for c in outputs[1].outputs} <= {"left", "right"}
+        never = StructuredOutputsParams(regex="(a(?=b))")
+        with pytest.raises(RequestError, match="structured_outputs.*look-around"):
+            llm.generate("go", SamplingParams(structured_outputs=never), use_tqdm=False)
+        assert llm.generate("go", bound, use_tqdm=False)[0].finished

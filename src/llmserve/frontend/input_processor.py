@@ -5,6 +5,8 @@
 import asyncio
 from typing import Any, NamedTuple, TypedDict, cast
 
+import msgspec
+
 from llmserve.config.model import ModelConfig
 from llmserve.core.messages import ModelInfo
 from llmserve.core.sampling_params import SamplingParams
@@ -66,14 +68,14 @@ class InputProcessor:
         *,
         max_logprobs: int,
         default_template_kwargs: dict[str, Any],
-        grammar_backend: str = "auto",
+        structured_outputs_config: dict[str, Any] | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.template = template
         self._max_logprobs = max_logprobs
         self._default_template_kwargs = default_template_kwargs
-        self._grammar_backend = grammar_backend
+        self._structured_outputs_config = structured_outputs_config or {}
         self.generation_defaults = {
             ours: model.generation_defaults[theirs]
             for theirs, ours in _GENERATION_DEFAULTS.items()
@@ -102,7 +104,7 @@ class InputProcessor:
             template,
             max_logprobs=config.max_logprobs,
             default_template_kwargs=default_template_kwargs,
-            grammar_backend=config.structured_outputs_backend,
+            structured_outputs_config=config.structured_outputs_config,
         )
 
     async def encode_prompt(
@@ -265,7 +267,10 @@ class InputProcessor:
     def make_grammar(self, params: StructuredOutputsParams) -> GrammarSpec:
         """What the output is bound to; RequestError for what nobody can enforce."""
         self._tokenizer(params.param)
-        return prepare(params, self._grammar_backend)
+        config = dict(self._structured_outputs_config)
+        backend = config.pop("backend", "auto")
+        given = {name: True for name, value in config.items() if value}
+        return prepare(msgspec.structs.replace(params, **given), backend)
 
     async def read_grammar(self, params: StructuredOutputsParams) -> GrammarSpec:
         """`make_grammar` in a thread."""
