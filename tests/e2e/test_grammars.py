@@ -6,15 +6,19 @@ A tiny random model at temperature 1 says anything that its mask allows: whateve
 to be valid. Each test asserts from counters that what it is about has happened.
 """
 
+import asyncio
 import json
 import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import httpx
 import jsonschema
+import openai
 import pytest
+from pydantic import BaseModel
 
 from llmserve import LLM, SamplingParams
 from llmserve.core.structured_outputs import GRAMMAR_ERROR, GrammarSpec, StructuredOutputsParams
@@ -24,6 +28,7 @@ from llmserve.sampling import grammar as grammar_module
 from llmserve.structured_output.manager import GrammarManager
 from llmserve.structured_output.prepare import prepare
 from tests.helpers.engine import Engine, Result
+from tests.helpers.server import Server, processes_of
 from tests.helpers.tiny_models import EOS_ID, write_tiny_model
 
 SCHEMA = {
@@ -308,3 +313,97 @@ def test_offline(model: Path) -> None:
         with pytest.raises(RequestError, match="structured_outputs.*look-around"):
             llm.generate("go", SamplingParams(structured_outputs=never), use_tqdm=False)
         assert llm.generate("go", bound, use_tqdm=False)[0].finished
+
+
+class Verdict(BaseModel):
+    """What the SDK turns into a strict schema."""
+
+    ok: bool
+    kind: Literal["a", "b"]
+
+
+def _hostile(index: int) -> dict[str, Any]:
+    name = f"h{index}-"
+    nested: Any = {"type": "string"}
+    for _ in range(6 + index % 15):
+        nested = {"oneOf": [{"type": "array", "items": nested}, {"type": "object"}]}
+    schemas: list[dict[str, Any]] = [
+        {"guided_json": {"enum": [f"{name}{i}" + "x" * 20 for i in range(20_000)]}},
+        {"guided_json": {"properties": {f"{name}{i}": {"type": "null"} for i in range(10_000)}}},
+        {"guided_json": nested},
+        {"guided_regex": f"{name}(x{{1000}}){{1000}}"},
+        {"guided_regex": "(" * 60_000 + ")" * 60_000},
+        {"guided_grammar": f'root ::= "{name}" root root | root'},
+    ]
+    return schemas[index % len(schemas)]
+
+
+async def _storm(url: str) -> tuple[list[tuple[int, float]], list[float]]:
+    """Status and seconds of 20 hostile requests at once; seconds between a free one's events."""
+    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+
+        async def ask(**fields: Any) -> tuple[int, float]:
+            began = time.monotonic()
+            body = {"prompt": "x", "max_tokens": 2} | fields
+            answer = await client.post("/v1/completions", json=body)
+            return answer.status_code, time.monotonic() - began
+
+        for warm in ({"guided_choice": ["a"]}, {"guided_regex": "a"}):
+            assert (await ask(**warm))[0] == 200
+        gaps: list[float] = []
+
+        async def stream() -> None:
+            body = {"prompt": "x", "max_tokens": 400, "ignore_eos": True, "stream": True}
+            async with client.stream("POST", "/v1/completions", json=body) as answer:
+                last = time.monotonic()
+                async for _ in answer.aiter_lines():
+                    gaps.append(time.monotonic() - last)
+                    last = time.monotonic()
+
+        running = asyncio.create_task(stream())
+        results = await asyncio.gather(*(ask(**_hostile(i)) for i in range(20)))
+        assert (await ask(guided_choice=["b"]))[0] == 200
+        await running
+        return results, gaps
+
+
+def test_over_http(model: Path) -> None:
+    with Server(str(model), "--max-model-len", "512", "--device", "cpu") as server:
+        sdk = openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0)
+        message: Any = [{"role": "user", "content": "go"}]
+        name = sdk.models.list().data[0].id
+        for seed in range(3):
+            answer = sdk.chat.completions.parse(
+                model=name, messages=message, response_format=Verdict, seed=seed,
+                temperature=1.0, extra_body={"structured_outputs": {"json": {},
+                                             "disable_any_whitespace": True}},
+            )  # fmt: skip
+            assert isinstance(answer.choices[0].message.parsed, Verdict)
+        with pytest.raises(openai.BadRequestError, match="#/properties/a/uniqueItems"):
+            schema = {"properties": {"a": {"uniqueItems": True}}}
+            form: Any = {"name": "x", "schema": schema, "strict": True}
+            sdk.chat.completions.create(
+                model=name, messages=message, stream=True,
+                response_format={"type": "json_schema", "json_schema": form},
+            )  # fmt: skip
+        results, gaps = asyncio.run(_storm(server.url))
+        assert {status for status, _ in results} <= {200, 400, 503}
+        assert {results[0][0], results[1][0]} & {400}, "the first ones had their time"
+        assert all(status != 200 for status, _ in results[0::6] + results[1::6])
+        assert max(seconds for _, seconds in results) < 6  # 4 for the grammar, 1 for the schema
+        assert max(gaps) < 2
+        time.sleep(0.5)
+        busy = [pid for pid in processes_of(server.process.pid) if _is_running(pid)]
+        assert not busy, "somebody still compiles"
+
+
+def _is_running(pid: int) -> bool:
+    """Whether the process has used a core in the last half second."""
+
+    def ticks() -> int:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
+    before = ticks()
+    time.sleep(0.5)
+    return ticks() - before > 20

@@ -84,3 +84,39 @@ def walk(grammar: CompiledGrammar, rng: random.Random, limit: int = 400) -> byte
         assert matcher.accept(token)
         out.append(token)
     return None
+
+
+def random_schema(rng: random.Random, depth: int) -> dict[str, Any] | bool:
+    """Grows harder with `depth`; every keyword in it can be enforced."""
+
+    def number() -> dict[str, Any]:
+        low = rng.randint(-9, 9)
+        bounds = {"minimum": low, "maximum": low + rng.randint(0, 50)}
+        return {"type": rng.choice(["integer", "number"])} | rng.choice([{}, bounds])
+
+    def string() -> dict[str, Any]:
+        low = rng.randint(0, 4)
+        extra = [{}, {"maxLength": low + 1}, {"minLength": low}, {"pattern": "^[a-f]{2,4}$"},
+                 {"format": "date"}, {"enum": ["x", "yy"]}]  # fmt: skip
+        return {"type": "string"} | rng.choice(extra)
+
+    leaves = [number, string, lambda: {"type": "boolean"}, lambda: {"const": [1, "a"]}]
+    if depth == 0:
+        return rng.choice(leaves)()
+    sub = [random_schema(rng, depth - 1) for _ in range(3)]
+    names = rng.sample("abcdef", 3)
+    required = [name for name in names if rng.random() < 0.5]
+    base = {"type": "object", "properties": dict(zip(names, sub, strict=True))}
+    return rng.choice(
+        [
+            base | {"required": required},
+            base | {"required": required, "additionalProperties": sub[0]},
+            base | {"anyOf": [{"required": [name]} for name in names]},
+            base | {"if": {"required": names[:1]}, "then": {"required": names[1:2]}},
+            base | {"dependentRequired": {names[0]: names[1:]}},
+            {"type": "array", "items": sub[0], "maxItems": 3},
+            {"type": "array", "prefixItems": sub[:2], "items": sub[2], "minItems": 1},
+            {"anyOf": sub},
+            {"allOf": [base, {"required": required}]},
+        ]
+    )

@@ -26,9 +26,9 @@ def _spec(text: str, kind: GrammarKind = "regex", backend: str = "guidance") -> 
     return GrammarSpec(backend=backend, kind=kind, text=text)
 
 
-def _slow(name: str = "x") -> GrammarSpec:
+def _slow(name: str = "x", size: int = 20_000) -> GrammarSpec:
     """Minutes of work for xgrammar."""
-    schema: Any = {"enum": [f"{name}{i}" + "x" * 20 for i in range(20_000)]}
+    schema: Any = {"enum": [f"{name}{i}" + "x" * 20 for i in range(size)]}
     spec = prepare(StructuredOutputsParams(json=schema), "auto")
     assert spec.backend == "xgrammar"
     return spec
@@ -119,6 +119,22 @@ def test_many_hostile_ones_end_together(warm: GrammarCompiler) -> None:
     assert time.monotonic() - began < 2.5
     kinds = [type(result) for result in results]
     assert set(kinds) == {GrammarError, OverloadedError}, "who never ran may try again"
+
+
+def test_many_ordinary_ones_wait_for_each_other(make: Callable[..., GrammarCompiler]) -> None:
+    """Together they take longer than the deadline of one."""
+    compiler = make(seconds=2.0)
+    _one(compiler, _spec("warm", backend="xgrammar"))
+    began = time.monotonic()
+    _one(compiler, _slow("z", 1800))
+    count = min(int(3 * 2.0 * 2 / (time.monotonic() - began)) + 1, 150)
+    specs = [_slow(f"z{i}", 1800) for i in range(count)]
+    began = time.monotonic()
+    for spec in specs:
+        assert compiler.get(spec) is None
+    results = _wait(compiler, len(specs)).values()
+    assert time.monotonic() - began > 2.0
+    assert all(isinstance(result, CompiledGrammar) for result in results)
 
 
 def test_memory_has_a_limit(make: Callable[..., GrammarCompiler]) -> None:

@@ -19,7 +19,7 @@ from llmserve.core.structured_outputs import StructuredOutputsParams
 from llmserve.errors import GrammarError, RequestError
 from llmserve.structured_output.prepare import prepare
 from llmserve.structured_output.schema import MAX_SECONDS, MAX_WHITESPACE, Normalizer
-from tests.helpers.grammar import accepts, accepts_json, compiled, grammar, walk
+from tests.helpers.grammar import accepts, accepts_json, compiled, grammar, random_schema, walk
 
 Schema = dict[str, Any] | bool
 ENGINES = ("auto", "guidance")
@@ -150,45 +150,11 @@ def test_both_engines_close_the_same_objects(schema: Schema, value: Any, is_open
         assert accepts_json(grammar(engine, json=schema), value) == is_open
 
 
-def _random_schema(rng: random.Random, depth: int) -> Schema:
-    def number() -> dict[str, Any]:
-        low = rng.randint(-9, 9)
-        bounds = {"minimum": low, "maximum": low + rng.randint(0, 50)}
-        return {"type": rng.choice(["integer", "number"])} | rng.choice([{}, bounds])
-
-    def string() -> dict[str, Any]:
-        low = rng.randint(0, 4)
-        extra = [{}, {"maxLength": low + 1}, {"minLength": low}, {"pattern": "^[a-f]{2,4}$"},
-                 {"format": "date"}, {"enum": ["x", "yy"]}]  # fmt: skip
-        return {"type": "string"} | rng.choice(extra)
-
-    leaves = [number, string, lambda: {"type": "boolean"}, lambda: {"const": [1, "a"]}]
-    if depth == 0:
-        return rng.choice(leaves)()
-    sub = [_random_schema(rng, depth - 1) for _ in range(3)]
-    names = rng.sample("abcdef", 3)
-    required = [name for name in names if rng.random() < 0.5]
-    base = {"type": "object", "properties": dict(zip(names, sub, strict=True))}
-    return rng.choice(
-        [
-            base | {"required": required},
-            base | {"required": required, "additionalProperties": sub[0]},
-            base | {"anyOf": [{"required": [name]} for name in names]},
-            base | {"if": {"required": names[:1]}, "then": {"required": names[1:2]}},
-            base | {"dependentRequired": {names[0]: names[1:]}},
-            {"type": "array", "items": sub[0], "maxItems": 3},
-            {"type": "array", "prefixItems": sub[:2], "items": sub[2], "minItems": 1},
-            {"anyOf": sub},
-            {"allOf": [base, {"required": required}]},
-        ]
-    )
-
-
 def test_random_texts_of_random_schemas_are_valid() -> None:
     rng = random.Random()
     finished = 0
     for depth in (0, 1, 2, 3) * 12:
-        schema = _random_schema(rng, depth)
+        schema = random_schema(rng, depth)
         validator = jsonschema.Draft202012Validator(schema)
         for engine in ENGINES:
             made = grammar(engine, json=schema)

@@ -27,7 +27,6 @@ from llmserve.utils.guard import guarded
 READY = b"r"
 COMPILED = b"c"
 REFUSED = b"e"
-_NICE = 10  # requests that run come first
 _MAX_CHARS = 500
 
 
@@ -85,7 +84,6 @@ class CompileServer:
 
 def _compile(backend: GrammarBackend, channel: socket.socket, memory_bytes: int) -> None:
     """In the fork; does not return."""
-    os.nice(_NICE)
     channel.sendall(READY)
     stream = channel.makefile("rb")
     length = int.from_bytes(stream.read(8), "little")

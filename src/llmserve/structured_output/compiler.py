@@ -29,7 +29,7 @@ from llmserve.utils.logger import get_logger
 
 logger = get_logger(__name__)
 
-SECONDS = 3.0  # from a request's arrival to its compiled grammar
+SECONDS = 3.0  # to compile a grammar
 MEMORY_BYTES = 1 << 30  # that compiling one may allocate
 WORKERS = 2  # grammars compiled at once
 MAX_COMPILED_BYTES = 64 << 20  # of one grammar
@@ -71,6 +71,7 @@ class GrammarCompiler:
         self._server: Child | None = None
         self._control: socket.socket | None = None
         self._warm: dict[str, float] = {}  # backend -> since when it answers at once
+        self._last_timeout = 0.0
         self._vocabulary: Vocabulary | None = None
         self._backends: dict[str, GrammarBackend] = {}
         self._is_used = False
@@ -143,10 +144,16 @@ class GrammarCompiler:
             if channel.recv(1) != READY:
                 raise ConnectionError("the compile server ended")
             now = time.monotonic()
-            waited = now - max(arrival, self._warm.setdefault(spec.backend, now))
+            arrival = max(arrival, self._warm.setdefault(spec.backend, now))
+            waited = now - arrival
             left = self._seconds - waited
+            # Many ordinary grammars may wait for each other; behind one that ran into the deadline
+            # everybody shares it, so that an attack is over soon, however many come
+            if self._last_timeout < arrival:
+                left = max(left, self._seconds / 3)
             compiled = self._run(channel, spec, max(left, 0.01))
         if compiled is None:
+            self._last_timeout = time.monotonic()
             if waited > self._seconds / 2:
                 raise OverloadedError("too many grammars are being compiled")
             raise GrammarError(

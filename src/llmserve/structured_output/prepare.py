@@ -14,8 +14,9 @@ from llmserve.core.structured_outputs import (
     StructuredOutputsParams,
 )
 from llmserve.errors import GrammarError, RequestError
+from llmserve.structured_output.normal_form import dump
 from llmserve.structured_output.regex import ascii_classes
-from llmserve.structured_output.schema import Normalizer, dump
+from llmserve.structured_output.schema import Normalizer
 
 T = TypeVar("T")
 _TAG_FIELDS = ("begin", "schema", "end")

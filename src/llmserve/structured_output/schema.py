@@ -9,7 +9,6 @@ closed unless additionalProperties says otherwise; one that names none is open.
 """
 
 import itertools
-import json
 import math
 import time
 from typing import Any
@@ -17,6 +16,15 @@ from typing import Any
 from llmserve.errors import GrammarError
 from llmserve.structured_output.complement import complement
 from llmserve.structured_output.document import TYPES, Document, Node, escape
+from llmserve.structured_output.normal_form import (
+    NEVER,
+    Normal,
+    Schema,
+    are_disjoint,
+    is_finite,
+    is_free,
+    is_small,
+)
 from llmserve.structured_output.regex import ascii_classes
 from llmserve.structured_output.values import common, same_kind, scalar_fits, unique, without
 
@@ -40,9 +48,6 @@ _KEYWORDS: dict[str, tuple[str, ...]] = {
         "maxProperties", "propertyNames", "unevaluatedProperties",
     ),
 }  # fmt: skip
-_NEVER = False
-Schema = dict[str, Any]
-Normal = Schema | bool  # only False, where no value fits
 
 
 class Normalizer:
@@ -78,11 +83,11 @@ class Normalizer:
         """The whole schema; GrammarError where no value can fit it."""
         root = self._normal((self._document.root,))
         defs = {name: self._memo[key] for key, name in self._names.items()}
-        if root is _NEVER or not _is_finite(root, defs):
+        if root is NEVER or not is_finite(root, defs):
             raise GrammarError("no value can be valid under #")
         assert isinstance(root, dict)
         for name, schema in defs.items():
-            if schema is _NEVER or not _is_finite(schema, defs):
+            if schema is NEVER or not is_finite(schema, defs):
                 raise GrammarError(f"no value can be valid under a part of the schema ({name})")
         return root | {"$defs": defs} if defs else root
 
@@ -99,7 +104,7 @@ class Normalizer:
         key = tuple(node.name for node in nodes)
         if key in self._memo:
             done = self._memo[key]
-            if done is _NEVER or (done is not None and _is_small(done)):
+            if done is NEVER or (done is not None and is_small(done)):
                 return done
             name = self._names.setdefault(key, f"d{len(self._names)}")
             self._keys[name] = key
@@ -115,7 +120,7 @@ class Normalizer:
     def _merge(self, nodes: tuple[Node, ...]) -> Normal:
         flat, groups = self._expand(nodes)
         if flat is None:
-            return _NEVER
+            return NEVER
         if len(flat) == 1 and not groups and flat != list(nodes) and not flat[0].plain:
             return self._normal((flat[0],))  # a reference alone: share what it points to
         alone = len(nodes) == 1
@@ -130,11 +135,11 @@ class Normalizer:
         options: list[Schema] = []
         for choice in itertools.product(*(group.options for group in groups)):
             part = self._normal((*plain, *itertools.chain(*choice)))
-            if part is not _NEVER and part not in options:
+            if part is not NEVER and part not in options:
                 assert isinstance(part, dict)
                 options.append(part)
         if len(options) < 2:
-            return options[0] if options else _NEVER
+            return options[0] if options else NEVER
         return {} if {} in options else {"anyOf": options}
 
     def _exclusive(self, place: str, options: list[Node], base: list[Node]) -> "_Choice":
@@ -146,7 +151,7 @@ class Normalizer:
         others = self._others
         plain = [node.as_plain(False) for node in base]
         parts = [others._seen(others._normal((*plain, option))) for option in options]
-        if self._are_disjoint(parts):
+        if are_disjoint(parts, self._check_time):
             return _Choice(place, [(option,) for option in options])
         opposites = [complement(self._document, option) for option in options]
         if any(opposite is None for opposite in opposites):
@@ -271,10 +276,10 @@ class Normalizer:
             part = self._of_type(kind, nodes)
             if part is not None:
                 parts.append(part)
-        if len(parts) == len(TYPES) - 1 and all(_is_free(part) for part in parts):
+        if len(parts) == len(TYPES) - 1 and all(is_free(part) for part in parts):
             return {}
         if not parts:
-            return _NEVER
+            return NEVER
         return parts[0] if len(parts) == 1 else {"anyOf": parts}
 
     def _enum_of(self, values: list[Any], nodes: list[Node]) -> Normal:
@@ -287,7 +292,7 @@ class Normalizer:
                             if keyword == "format":
                                 continue
                             self._drop(f"{node.pointer}/{keyword}", "beside enum or const")
-        return {"enum": unique(kept)} if kept else _NEVER
+        return {"enum": unique(kept)} if kept else NEVER
 
     def _of_type(self, kind: str, nodes: list[Node]) -> Schema | None:
         match kind:
@@ -381,7 +386,7 @@ class Normalizer:
             parts = [part for node in nodes if (part := self._item(nodes, node, index)) is not None]
             parts += [items[index] for items in first if index < len(items)]
             item = self._normal(tuple(parts))
-            if item is _NEVER:
+            if item is NEVER:
                 high = min(high, index)
                 break
             assert isinstance(item, dict)
@@ -393,13 +398,13 @@ class Normalizer:
                 high = min(high, node.raw["maxContains"])  # fewer than may be, but no more
             if node.raw.get("uniqueItems") is True and high > 1:
                 self._drop(f"{node.pointer}/uniqueItems")
-        if rest is _NEVER:
+        if rest is NEVER:
             high = min(high, len(prefix))
         if low > high:
             return self._none(nodes, "minItems", "maxItems")
         result: Schema = {"type": "array"}
         if high <= len(prefix):
-            prefix, rest = prefix[: int(high)], _NEVER
+            prefix, rest = prefix[: int(high)], NEVER
         if prefix:
             result["prefixItems"] = prefix
             self._mark(nodes, "prefixItems", "items")
@@ -456,24 +461,24 @@ class Normalizer:
         properties: dict[str, Any] = {}
         for name in names:
             parts = [p for n in nodes if (p := self._property(nodes, n, name)) is not None]
-            value = self._normal(tuple(parts)) if _spells(spelled, name) else _NEVER
-            if value is not _NEVER:
+            value = self._normal(tuple(parts)) if _spells(spelled, name) else NEVER
+            if value is not NEVER:
                 properties[name] = value
             elif name in required:
                 return None
-            elif rest is not _NEVER or patterns:
+            elif rest is not NEVER or patterns:
                 properties[name] = False
         by_pattern: dict[str, Any] = {}
         for pattern in patterns:
             found = [n.child("patternProperties", pattern) for n in nodes
                      if pattern in n.raw.get("patternProperties", ())]  # fmt: skip
             by_pattern[ascii_classes(pattern)] = self._normal(tuple(found))
-        if rest is not _NEVER or by_pattern:
+        if rest is not NEVER or by_pattern:
             rest = self._spell(nodes, spelled, rest, by_pattern)
         low = max((int(n.raw.get("minProperties", 0)) for n in nodes), default=0)
         high = min((n.raw.get("maxProperties", math.inf) for n in nodes), default=math.inf)
         low = max(low, len(required))
-        is_closed = rest is _NEVER and not by_pattern
+        is_closed = rest is NEVER and not by_pattern
         if low > high or (is_closed and low > len(properties)):
             return self._none(nodes, "minProperties", "maxProperties")
         result: Schema = {"type": "object", "properties": properties, "required": required}
@@ -513,7 +518,7 @@ class Normalizer:
     def _rest(self, nodes: list[Node], names_some: bool) -> Normal:
         """What a property that nobody names must be."""
         if self._closed and names_some:
-            return _NEVER
+            return NEVER
         keyword = "additionalProperties"
         found = [n.child(keyword) for n in nodes if keyword in n.raw]
         if not found:
@@ -521,63 +526,32 @@ class Normalizer:
             found = [n.child(keyword) for n in nodes
                      if keyword in n.raw and self._sees_all(nodes, n, keyword)]  # fmt: skip
         if not found and names_some and not self._exact:
-            return _NEVER
+            return NEVER
         return self._normal(tuple(found))
 
     def _spell(
         self, nodes: list[Node], spelled: Normal, rest: Normal, by_pattern: dict[str, Any]
     ) -> Normal:
         """`rest` where names must be `spelled` some way; it may move into `by_pattern`."""
-        if spelled is _NEVER:
-            return _NEVER
+        if spelled is NEVER:
+            return NEVER
         assert isinstance(spelled, dict)
         if spelled in ({}, {"type": "string"}):
             return rest
         if "enum" in spelled and not by_pattern:
-            return _NEVER
+            return NEVER
         pattern = spelled.get("pattern")
         if spelled.keys() <= {"type", "minLength", "maxLength"}:
             low, high = spelled.get("minLength", 0), spelled.get("maxLength", "")
             pattern = rf"^[\s\S]{{{low},{high}}}$"
         elif spelled.keys() != {"type", "pattern"}:
             pattern = None
-        if pattern is None or by_pattern or rest is _NEVER:
+        if pattern is None or by_pattern or rest is NEVER:
             place = next(n.pointer for n in nodes if "propertyNames" in n.raw)
             self._drop(f"{place}/propertyNames")
             return rest
         by_pattern[pattern] = rest
-        return _NEVER
-
-    def _are_disjoint(self, parts: list[Normal]) -> bool:
-        alive = [part for part in parts if part is not _NEVER]
-        return all(self._differ(a, b) for a, b in itertools.combinations(alive, 2))
-
-    def _differ(self, a: Any, b: Any) -> bool:
-        """Whether no value is valid under both; False where that is not obvious."""
-        self._check_time()
-        for one, other in ((a, b), (b, a)):
-            if "anyOf" in one:
-                return all(self._differ(part, other) for part in one["anyOf"])
-            if "enum" in one and "enum" not in other and "type" in other:
-                return not any(same_kind(value, {other["type"]}) for value in one["enum"])
-        if "enum" in a and "enum" in b:
-            return not common(a["enum"], b["enum"])
-        if "type" not in a or "type" not in b:
-            return False
-        if a["type"] != b["type"]:
-            return {a["type"], b["type"]} != {"integer", "number"}
-        if a["type"] != "object":
-            return False
-        shared = a["properties"].keys() & b["properties"].keys()
-        both = {name for name in shared if name in a["required"] and name in b["required"]}
-        if any(self._differ(a["properties"][name], b["properties"][name]) for name in both):
-            return True
-        return any(
-            one["additionalProperties"] is False and name not in one["properties"]
-            and not one.get("patternProperties")
-            for one, other in ((a, b), (b, a))
-            for name in other["required"]
-        )  # fmt: skip
+        return NEVER
 
     # -- notes
 
@@ -646,47 +620,3 @@ def _spells(spelled: Normal, name: str) -> bool:
     if "enum" in spelled:
         return name in spelled["enum"]
     return scalar_fits(name, spelled)
-
-
-def _is_small(schema: Schema | bool) -> bool:
-    return isinstance(schema, bool) or not schema.keys() & {
-        "anyOf", "properties", "items", "enum", "patternProperties"
-    }  # fmt: skip
-
-
-def _is_free(part: Schema) -> bool:
-    """Whether it allows all values of its type."""
-    return part == {"type": part.get("type")} or part in (
-        {"type": "array", "items": {}},
-        {"type": "object", "properties": {}, "required": [], "additionalProperties": {}},
-    )
-
-
-def _is_finite(schema: Any, defs: dict[str, Any]) -> bool:
-    """Whether some value of finite length is valid: a recursion may never end."""
-    done: set[str] = set()
-
-    def ends(part: Any) -> bool:
-        if isinstance(part, bool):
-            return part
-        if "$ref" in part:
-            return part["$ref"].rpartition("/")[2] in done
-        if "anyOf" in part:
-            return any(map(ends, part["anyOf"]))
-        if part.get("type") == "object":
-            return all(ends(part["properties"].get(name, {})) for name in part["required"])
-        if part.get("type") == "array" and part.get("minItems"):
-            first = part.get("prefixItems", [])[: part["minItems"]]
-            return all(map(ends, first)) and (part["minItems"] <= len(first) or ends(part["items"]))
-        return True
-
-    while True:
-        more = {name for name, part in defs.items() if name not in done and ends(part)}
-        if not more:
-            return ends(schema)
-        done |= more
-
-
-def dump(schema: Schema) -> str:
-    """JSON text in the order in which the properties stand."""
-    return json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
