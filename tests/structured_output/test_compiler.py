@@ -121,20 +121,27 @@ def test_many_hostile_ones_end_together(warm: GrammarCompiler) -> None:
     assert set(kinds) == {GrammarError, OverloadedError}, "who never ran may try again"
 
 
-def test_many_ordinary_ones_wait_for_each_other(make: Callable[..., GrammarCompiler]) -> None:
-    """Together they take longer than the deadline of one."""
-    compiler = make(seconds=2.0)
-    _one(compiler, _spec("warm", backend="xgrammar"))
-    began = time.monotonic()
-    _one(compiler, _slow("z", 1800))
-    count = min(int(3 * 2.0 * 2 / (time.monotonic() - began)) + 1, 150)
-    specs = [_slow(f"z{i}", 1800) for i in range(count)]
-    began = time.monotonic()
-    for spec in specs:
+def test_ordinary_ones_wait_for_each_other_but_share_after_a_timeout(
+    make: Callable[..., GrammarCompiler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = make(seconds=0.3)
+    _one(compiler, _spec("warm"))
+    given: list[float] = []
+
+    def run(channel: object, spec: GrammarSpec, seconds: float) -> bytes | None:
+        given.append(seconds)
+        time.sleep(0.1)
+        return None if "hostile" in spec.text else b""
+
+    monkeypatch.setattr(compiler, "_run", run)
+    specs = [_spec(f"ordinary{i}") for i in range(12)]
+    for spec in [*specs, _spec("hostile"), _spec("late1"), _spec("late2"), _spec("late3")]:
         assert compiler.get(spec) is None
-    results = _wait(compiler, len(specs)).values()
-    assert time.monotonic() - began > 2.0
-    assert all(isinstance(result, CompiledGrammar) for result in results)
+    results = _wait(compiler, 16)
+    assert all(isinstance(results[spec.key], CompiledGrammar) for spec in specs)
+    assert max(given) > 0.25 and min(given[:13]) == pytest.approx(0.1)
+    assert isinstance(results[_spec("hostile").key], OverloadedError), "it had to wait too"
+    assert given[-1] == 0.01
 
 
 def test_memory_has_a_limit(make: Callable[..., GrammarCompiler]) -> None:

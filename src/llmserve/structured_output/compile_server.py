@@ -86,8 +86,10 @@ def _compile(backend: GrammarBackend, channel: socket.socket, memory_bytes: int)
     """In the fork; does not return."""
     channel.sendall(READY)
     stream = channel.makefile("rb")
-    length = int.from_bytes(stream.read(8), "little")
-    job = msgspec.msgpack.decode(stream.read(length), type=CompileJob)
+    data = stream.read(int.from_bytes(stream.read(8), "little"))
+    if not data:  # the engine is gone
+        os._exit(1)
+    job = msgspec.msgpack.decode(data, type=CompileJob)
     signal.setitimer(signal.ITIMER_REAL, job.seconds)  # SIGALRM ends a process that ignores none
     with open("/proc/self/statm", "rb") as statm:
         used = int(statm.read().split()[0]) * resource.getpagesize()
