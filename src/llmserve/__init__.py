@@ -16,6 +16,7 @@ _LAZY = {
     "AsyncLLM": "llmserve.frontend.async_llm:AsyncLLM",
     "BeamSearchParams": "llmserve.frontend.beam_search:BeamSearchParams",
     "SamplingParams": "llmserve.core.sampling_params:SamplingParams",
+    "StructuredOutputsParams": "llmserve.core.structured_outputs:StructuredOutputsParams",
     "RequestOutput": "llmserve.core.outputs:RequestOutput",
     "CompletionOutput": "llmserve.core.outputs:CompletionOutput",
 }
@@ -26,6 +27,7 @@ __all__ = [
     "CompletionOutput",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputsParams",
     "__version__",
 ]
 

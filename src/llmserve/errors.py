@@ -6,6 +6,7 @@ LLMServeError
 ├── ConfigError              a flag, file or model that cannot be served: one line, exit 2
 ├── RequestError        400  the request is wrong: names the field, the value and the limit
 │   ├── ContextLengthError 400
+│   ├── GrammarError       400
 │   └── NotFoundError      404
 ├── OverloadedError     503  starting, draining, queue full: try again
 └── EngineError         500  our side failed
@@ -44,6 +45,10 @@ class ContextLengthError(RequestError):
     """The prompt does not fit the model's context."""
 
     code = "context_length_exceeded"
+
+
+class GrammarError(RequestError):
+    """The grammar that a request asks for cannot be compiled, or leads nowhere."""
 
 
 class NotFoundError(RequestError):

@@ -23,6 +23,10 @@ FLAGS = [
     "spaces_between_special_tokens", "stream", "echo", "return_token_ids",
     "return_tokens_as_token_ids", "add_special_tokens", "use_beam_search", "early_stopping",
 ]  # fmt: skip
+SHAPES = [  # of the answer; more in test_structured.py
+    "response_format", "structured_outputs", "guided_regex", "guided_choice", "guided_grammar",
+    "guided_json_object", "structural_tag", "regex", "ebnf", "grammar",
+]  # fmt: skip
 SHARED: list[tuple[str, Any, str | None, str | None]] = [
     ("model", 7, TYPE, None),
     ("model", "gone", "model_not_found", None),
@@ -115,6 +119,9 @@ SHARED: list[tuple[str, Any, str | None, str | None]] = [
     ("request_id", 5, TYPE, None),
     ("request_id", "a b", VALUE, None),
     ("request_id", "x" * 129, VALUE, None),
+    *[(name, 1, TYPE, None) for name in SHAPES],
+    ("guided_json", "", None, None),
+    ("json_schema", "{", None, None),
     *[(name, "yes", TYPE, None) for name in FLAGS],
     *[(name, 1, TYPE, None) for name in FLAGS],
 ]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llmserve.api.tools import NO_TOOLS, check_enforceable, read_tools
+from llmserve.api.tools import NO_TOOLS, read_tools
 from llmserve.errors import RequestError
 
 
@@ -94,23 +94,3 @@ def test_what_is_wrong_is_named_by_its_path(tools: Any, choice: Any, param: str,
     with pytest.raises(RequestError) as info:
         read_tools(tools, choice, True)
     assert (info.value.param, info.value.code) == (param, code)
-
-
-@pytest.mark.parametrize(
-    ("tools", "choice", "param"),
-    [
-        ([tool()], "required", "tool_choice"),
-        ([tool()], chosen(), "tool_choice"),
-        ([tool(), tool("g", strict=True)], "auto", "tools[1].function.strict"),
-        ([tool(strict=True)], "none", None),
-        ([tool()], "auto", None),
-    ],
-)
-def test_what_needs_a_grammar(tools: Any, choice: Any, param: str | None) -> None:
-    use = read_tools(tools, choice, True)
-    if param is None:
-        check_enforceable(use)
-        return
-    with pytest.raises(RequestError) as info:
-        check_enforceable(use)
-    assert (info.value.param, info.value.code) == (param, "unsupported_value")

@@ -29,6 +29,8 @@ def other_value(option: Option) -> tuple[list[str], Any]:
         return [choice], choice
     if option.type is bool:
         return [], not option.default
+    if option.name == "structured_outputs_config":
+        return ['{"backend": "guidance"}'], {"backend": "guidance"}
     if option.is_json:
         return ['{"a": {"b": 1}}'], {"a": {"b": 1}}
     if option.info.repeat:
@@ -107,6 +109,8 @@ def test_json_and_its_parts() -> None:
         "--hf-overrides.rope.y", "2.5", "--hf_overrides.name=text",
     )  # fmt: skip
     assert flags == {"hf_overrides": {"a": 1, "rope": {"x": 1, "y": 2.5}, "name": "text"}}
+    flags = parse("--structured-outputs-config.backend", "guidance")
+    assert flags == {"structured_outputs_config": {"backend": "guidance"}}
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from llmserve.core.scheduler_output import (
     ModelRunnerOutput,
     NewRequest,
     SchedulerOutput,
+    TokenMask,
+    decode_mask,
     decode_output,
     decode_plan,
     encode,
@@ -54,3 +56,14 @@ def test_output_crosses_a_process_edge_unchanged() -> None:
     assert got.invalid.tolist() == [False, True]
     ids, logprobs, ranks = got.logprobs[0].unpack()
     assert (ids.tolist(), logprobs.tolist(), ranks.tolist()) == ([[4, 5]], [[-0.5, -1.0]], [1])
+
+
+def test_mask_crosses_a_process_edge_unchanged() -> None:
+    mask = TokenMask(np.array([3, 1], np.int32), np.array([[-1, 5], [0, 7]], np.int32))
+    got = decode_mask(encode(mask))
+    assert got is not None
+    for field in ("slots", "words"):
+        mine, theirs = getattr(mask, field), getattr(got, field)
+        assert mine.dtype == theirs.dtype
+        np.testing.assert_array_equal(mine, theirs)
+    assert decode_mask(encode(None)) is None

@@ -65,6 +65,8 @@ SEEN_BY = {
     "ModelConfig.seed": _HERE + "test_seed",
     "ModelConfig.served_model_name": _PROCESSES + "test_keys_names_and_prefix",
     "ModelConfig.skip_tokenizer_init": _HERE + "test_max_logprobs_and_no_tokenizer",
+    "ModelConfig.structured_outputs_config": "tests/frontend/test_input_processor.py::"
+    "test_structured_outputs_config",
     "ModelConfig.tokenizer": "tests/config/test_hf.py::test_tokenizer_elsewhere",
     "ModelConfig.trust_remote_code": _HERE + "test_what_has_one_value_refuses_others",
     "SchedulerConfig.async_scheduling": _ORACLES + "test_overlapped_equals_synchronous",

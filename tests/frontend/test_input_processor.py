@@ -10,7 +10,8 @@ import pytest
 
 from llmserve.config.model import ModelConfig
 from llmserve.core.sampling_params import SamplingParams
-from llmserve.errors import ContextLengthError, RequestError
+from llmserve.core.structured_outputs import StructuredOutputsParams
+from llmserve.errors import ConfigError, ContextLengthError, RequestError
 from llmserve.frontend.chat_template import ChatTemplate
 from llmserve.frontend.input_processor import InputProcessor
 from tests.helpers.frontend import byte_level, model_info, write_sentencepiece
@@ -20,7 +21,12 @@ TEMPLATE = ChatTemplate("{% for m in messages %}{{ m.content }}{{ style }}{% end
 
 
 def processor(
-    *, tokenizer: Any = TOKENIZER, template: Any = TEMPLATE, max_logprobs: int = 20, **model: Any
+    *,
+    tokenizer: Any = TOKENIZER,
+    template: Any = TEMPLATE,
+    max_logprobs: int = 20,
+    structured_outputs_config: dict[str, Any] | None = None,
+    **model: Any,
 ) -> InputProcessor:
     return InputProcessor(
         model_info(**model),
@@ -28,6 +34,7 @@ def processor(
         template,
         max_logprobs=max_logprobs,
         default_template_kwargs={"style": "!"},
+        structured_outputs_config=structured_outputs_config,
     )
 
 
@@ -192,3 +199,37 @@ def test_for_model_reads_tokenizer_and_template(tmp_path: Path) -> None:
     assert bare.tokenizer is None and bare.template is None
     with pytest.raises(RequestError, match="at most 3"):
         front(max_logprobs=3).make_params({"logprobs": 4}, prompt_len=1, param="prompt")
+
+
+def test_structured_outputs_become_a_grammar() -> None:
+    asked = StructuredOutputsParams(regex="a+")
+    params = processor().check_params(SamplingParams(structured_outputs=asked), prompt_len=3)[0]
+    assert params.grammar is not None and params.structured_outputs is None
+    assert (params.grammar.kind, params.grammar.text) == ("regex", "a+")
+    assert processor().check_params(params, prompt_len=3)[0].grammar == params.grammar
+    wrong = SamplingParams(structured_outputs=StructuredOutputsParams(json={"type": "strin"}))
+    with pytest.raises(RequestError, match="#/type"):
+        processor().check_params(wrong, prompt_len=3)
+    with pytest.raises(RequestError, match="needs a tokenizer"):
+        processor(tokenizer=None).check_params(
+            SamplingParams(structured_outputs=asked, detokenize=False), prompt_len=3
+        )
+
+
+def test_structured_outputs_config() -> None:
+    asked = StructuredOutputsParams(json={"properties": {"a": {}}, "additionalProperties": {}})
+    closed = StructuredOutputsParams(json={"properties": {"a": {}}})
+
+    def made(params: StructuredOutputsParams, **config: Any) -> Any:
+        return processor(structured_outputs_config=config).make_grammar(params)
+
+    assert (made(closed).backend, made(closed).compact) == ("xgrammar", False)
+    assert made(closed, backend="guidance").backend == "guidance"
+    assert made(closed, disable_any_whitespace=True).compact
+    with pytest.raises(RequestError, match="additionalProperties"):
+        made(asked, backend="xgrammar")
+    config = {"backend": "xgrammar", "disable_additional_properties": True}
+    assert made(asked, **config).text == made(closed).text
+    for bad in ({"backend": "outlines"}, {"disable_any_whitespace": "x"}, {"unknown": 1}):
+        with pytest.raises(ConfigError, match="--structured-outputs-config"):
+            ModelConfig(structured_outputs_config=bad)

@@ -79,8 +79,11 @@ class Engine:
 
     def step(self) -> None:
         """One engine step, its news filed."""
+        self.core.release_held()
         if self.core.has_work:
             self.core.step()
+        elif self.core.scheduler.held:
+            time.sleep(0.005)
         for news in self.core.take_outputs().values():
             ids = np.frombuffer(news.ids, np.uint32).tolist()
             for request_id, token in zip(
@@ -94,7 +97,7 @@ class Engine:
         """Until nothing is left to do; then no block and no request may be lost."""
         for _ in range(100_000):
             self.step()
-            if not self.core.has_work:
+            if not self.core.has_work and not self.core.scheduler.held:
                 break
         self.check_idle()
         return self.results
@@ -113,5 +116,5 @@ class Engine:
         return [self.results[i].token_ids for i in ids]
 
     def close(self) -> None:
-        """Ends the executor."""
-        self.core.executor.shutdown()
+        """Ends the executor, and the grammar compiler."""
+        self.core.shutdown()

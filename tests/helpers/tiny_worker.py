@@ -9,7 +9,7 @@ import numpy as np
 from llmserve.config.engine import EngineConfig
 from llmserve.core.kv_spec import KVCacheConfig
 from llmserve.core.sampling_params import SamplingParams
-from llmserve.core.scheduler_output import NewRequest, SchedulerOutput
+from llmserve.core.scheduler_output import NewRequest, SchedulerOutput, TokenMask
 from llmserve.executor.base import Executor, ModelFacts
 from llmserve.kv_cache.groups import make_kv_cache_config
 
@@ -39,8 +39,17 @@ def plan_of(
     )
 
 
-def generate(executor: Executor, prompt: list[int], num_tokens: int, **params: Any) -> list[int]:
-    """Starts all steps before it reads the first result. Blocks 1 to 8 are the request's."""
+def generate(
+    executor: Executor,
+    prompt: list[int],
+    num_tokens: int,
+    mask: TokenMask | None = None,
+    **params: Any,
+) -> list[int]:
+    """Starts all steps before it reads the first result. Blocks 1 to 8 are the request's.
+
+    `mask` is every step's; it needs a grammar among the `params`.
+    """
     params = {"temperature": 1.0, "max_tokens": None} | params
     new = NewRequest(
         1, np.array(prompt, np.int32), len(prompt), 7, SamplingParams(**params), [list(range(1, 9))]
@@ -50,5 +59,6 @@ def generate(executor: Executor, prompt: list[int], num_tokens: int, **params: A
         start, count = (len(prompt) + i - 1, 1) if i else (0, len(prompt))
         plan = plan_of(i + 1, start, count, new=None if i else [new])
         executor.forward(plan)
+        plan.mask = mask
         handles.append(executor.sample(plan))
     return [int(handle.result().token_ids[0, 0]) for handle in handles]

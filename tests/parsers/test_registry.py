@@ -36,7 +36,7 @@ def names(template: str, architecture: str = "X", **flags: str) -> tuple[str | N
 @pytest.mark.parametrize(
     ("template", "wanted"),
     [
-        ("{{ messages }}", (None, None)),
+        ("{{ messages }}", ("Hermes", None)),
         ("<think> <tool_call>\\n{{ tool_call.name }}", ("Hermes", "Think")),
         ("<tool_call> <function= <parameter= <think>", ("Qwen3Coder", "Think")),
         ("<|start|>assistant<|channel|>", ("Harmony", "HarmonyReasoning")),

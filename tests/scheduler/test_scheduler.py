@@ -9,6 +9,7 @@ from benchmarks.engine_step import LONG, SHORT, measure
 from llmserve.core.messages import EngineRequest
 from llmserve.core.sampling_params import SamplingParams
 from llmserve.core.scheduler_output import SchedulerOutput
+from llmserve.errors import RequestError
 from tests.helpers.simulation import Episode, World
 
 
@@ -63,6 +64,41 @@ def test_nothing_to_generate() -> None:
     episode.drain()
     assert episode.sent[0, ids[2]].scored == list(range(1, 20))
     assert episode.counts["num_tokens_computed"] == 19
+
+
+def test_a_held_request_waits_outside_the_queue_until_it_is_released() -> None:
+    episode = _episode(scheduler={"max_num_queued_reqs": 2})
+    scheduler = episode.scheduler
+    scheduler.add(_message([1, 2], 1, max_tokens=1), hold=True)
+    assert not scheduler.has_unfinished() and scheduler.schedule() is None
+    assert scheduler.stats().num_waiting == 1
+    scheduler.add(_message([1, 2], 2), hold=True)
+    scheduler.add(_message([1, 2], 3))
+    assert scheduler.take_outputs()[4].extras[3].error == "server_is_overloaded"
+    scheduler.check_integrity()
+    key = 4 << 32 | 1
+    for _ in range(2):
+        scheduler.release(key)
+    assert scheduler.has_unfinished() and scheduler.held == {key + 1}
+    plan = scheduler.schedule()
+    assert plan is not None and [len(new.token_ids) for new in plan.new_requests] == [2]
+
+
+@pytest.mark.parametrize("end", ["abort", "fail"])
+def test_a_held_request_may_end(end: str) -> None:
+    scheduler = _episode().scheduler
+    scheduler.add(_message([1, 2]), hold=True)
+    if end == "abort":
+        scheduler.abort(4, 1)
+    else:
+        scheduler.fail(4 << 32 | 1, RequestError("no grammar"))
+        scheduler.fail(4 << 32 | 1, RequestError("said already"))
+    scheduler.release(4 << 32 | 1)
+    extra = scheduler.take_outputs()[4].extras[1]
+    assert extra.finish_reason == ("abort" if end == "abort" else "error")
+    assert extra.message == (None if end == "abort" else "no grammar")
+    assert not scheduler.requests and not scheduler.held
+    scheduler.check_integrity()
 
 
 # -- what a step holds

@@ -31,7 +31,7 @@ Body = TypeVar("Body", bound="RequestBody")
 INT64_MAX = 2**63 - 1
 MAX_LOGIT_BIAS = 100.0
 MAX_TOP_LOGPROBS = 1 << 20  # the model's own limit, usually 20, is checked by the engine's front
-_MAX_IGNORED_NAMES = 20
+MAX_IGNORED_NAMES = 20
 _NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 
 # Fields that would change the answer and are not built yet, with the values that ask for nothing.
@@ -40,17 +40,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "tool_choice": ("none",),
     "functions": ([],),
     "function_call": ("none",),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": ({},),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_decoding_backend": (),
-    "guided_whitespace_pattern": (),
-    "structural_tag": (),
-    "regex": (),
-    "ebnf": (),
     "reasoning": ({},),
     "reasoning_effort": ("none",),
     "include_reasoning": (True,),
@@ -221,7 +210,7 @@ class RequestBody(BaseModel):
         ]
         if not names:
             return {}
-        return {"x-llmserve-ignored": ", ".join(name[:64] for name in names[:_MAX_IGNORED_NAMES])}
+        return {"x-llmserve-ignored": ", ".join(name[:64] for name in names[:MAX_IGNORED_NAMES])}
 
 
 def _same(value: object, other: object) -> bool:
@@ -277,6 +266,19 @@ class GenerationBody(RequestBody):
         None, min_length=1, max_length=128
     )
     request_id: Annotated[str, BeforeValidator(_request_id)] | None = None
+    # The shape of the answer, checked by structured.structured_outputs_of; older names last
+    response_format: Any = None
+    structured_outputs: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    guided_json_object: Any = None
+    structural_tag: Any = None
+    regex: Any = None
+    ebnf: Any = None
+    json_schema: Any = None
+    grammar: Any = None
 
     def check(self) -> None:
         """Rules between fields; RequestError."""

@@ -16,7 +16,7 @@ class ToolUse(NamedTuple):
     """What a request says about tools.
 
     `tools` go into the template as they came; `schemas` are their parameters by name. Of them,
-    `allowed` may be called. With mode "required" one of them must be: the `named` one, if any.
+    `allowed` may be called. With mode "required" one of them must be; the `named` one just once.
     """
 
     tools: list[dict[str, Any]]
@@ -125,7 +125,9 @@ def _with_choice(use: ToolUse, choice: object) -> ToolUse:
                 return _with_allowed(use, choice)
             _check_type(choice, path)
             name = _chosen(choice, path, use)
-            return use._replace(mode="required", named=name, allowed=frozenset([name]))
+            return use._replace(
+                mode="required", named=name, allowed=frozenset([name]), parallel=False
+            )
     raise invalid_type(path, "a string or an object", choice)
 
 
@@ -164,21 +166,3 @@ def _chosen(choice: dict[str, Any], path: str, use: ToolUse) -> str:
     if name not in use.schemas:
         raise invalid_value(f"{path}.function.name", f"there is no tool '{name}' in tools")
     return str(name)
-
-
-def check_enforceable(use: ToolUse) -> None:
-    """RequestError for what only a grammar can promise, and none is to be had."""
-    if use.mode == "required":
-        raise RequestError(
-            "Unsupported value for 'tool_choice': this server cannot force calls yet.",
-            param="tool_choice",
-            code="unsupported_value",
-        )
-    if use.active and use.strict:
-        index = next(i for i, t in enumerate(use.tools) if t["function"]["name"] in use.strict)
-        param = f"tools[{index}].function.strict"
-        raise RequestError(
-            f"Unsupported value for '{param}': this server cannot bind arguments to a schema yet.",
-            param=param,
-            code="unsupported_value",
-        )

@@ -7,6 +7,8 @@ from typing import Any
 
 from llmserve.config.flag import check_all, flag, size
 
+GRAMMAR_BACKENDS = ("auto", "xgrammar", "guidance")
+
 
 def _context(text: str) -> int:
     return -1 if text in ("auto", "-1") else size(text)
@@ -14,6 +16,20 @@ def _context(text: str) -> int:
 
 def _context_check(value: int) -> str | None:
     return None if value == -1 or value >= 1 else "must be a number of tokens, or auto"
+
+
+def _structured_outputs_check(value: dict[str, Any]) -> str | None:
+    known: dict[str, tuple[Any, ...]] = {
+        "backend": GRAMMAR_BACKENDS,
+        "disable_any_whitespace": (False, True),
+        "disable_additional_properties": (False, True),
+    }
+    for key, given in value.items():
+        if key not in known:
+            return f"knows {', '.join(known)}"
+        if given not in known[key]:
+            return f"{key} must be one of {', '.join(map(str, known[key]))}"
+    return None
 
 
 @dataclass(frozen=True)
@@ -54,6 +70,12 @@ class ModelConfig:
     )
     logits_processors: list[str] = flag(
         [], "Own logits processors as package.module:Class, loaded at start.", repeat=True
+    )
+    structured_outputs_config: dict[str, Any] = flag(
+        {},
+        "JSON: backend (xgrammar, guidance, or auto, which is xgrammar and guidance for what "
+        "xgrammar cannot enforce), disable_any_whitespace, disable_additional_properties.",
+        check=_structured_outputs_check,
     )
     quantization: str | None = flag(None, "Not supported yet.", short="-q")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from llmserve.core.structured_outputs import GrammarSpec, StructuredOutputsParams
 from llmserve.errors import RequestError
 
 _INT64_MAX = 2**63 - 1
@@ -50,6 +51,8 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     detokenize: bool = True
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
+    structured_outputs: StructuredOutputsParams | None = None
+    grammar: GrammarSpec | None = None  # what the frontend makes of `structured_outputs`
     extra_args: dict[str, Any] = {}
 
     def __post_init__(self) -> None:

@@ -32,6 +32,17 @@ class NewRequest(msgspec.Struct, array_like=True):
     blocks: list[list[int]]
 
 
+class TokenMask(msgspec.Struct, array_like=True):
+    """Which tokens the next draw of some slots may give, one bit a token.
+
+    `slots` int32 [m]; `words` int32 [m, ceil(logits_width / 32)], token t is bit t % 32 of word
+    t // 32.
+    """
+
+    slots: np.ndarray
+    words: np.ndarray
+
+
 @dataclass(slots=True)
 class SchedulerOutput:
     """One step's plan. Rows with one token to do come first (decodes), then the longer ones.
@@ -55,6 +66,7 @@ class SchedulerOutput:
     new_requests: list[NewRequest] = field(default_factory=list)
     released: list[int] = field(default_factory=list)
     prompt_logprobs: np.ndarray | None = None  # bool [num_rows]; None = no row
+    mask: TokenMask | None = None  # set between `forward` and `sample`
 
     @property
     def num_rows(self) -> int:
@@ -100,9 +112,10 @@ def _dec_hook(kind: type, value: Any) -> Any:
 _encoder = msgspec.msgpack.Encoder(enc_hook=_enc_hook)
 _plan_decoder = msgspec.msgpack.Decoder(SchedulerOutput, dec_hook=_dec_hook)
 _output_decoder = msgspec.msgpack.Decoder(ModelRunnerOutput, dec_hook=_dec_hook)
+_mask_decoder = msgspec.msgpack.Decoder(TokenMask | None, dec_hook=_dec_hook)
 
 
-def encode(value: SchedulerOutput | ModelRunnerOutput) -> bytes:
+def encode(value: SchedulerOutput | ModelRunnerOutput | TokenMask | None) -> bytes:
     """For a process edge."""
     return _encoder.encode(value)
 
@@ -115,3 +128,11 @@ def decode_plan(data: bytes) -> SchedulerOutput:
 def decode_output(data: bytes) -> ModelRunnerOutput:
     """Inverse of `encode`; arrays are read-only."""
     return _output_decoder.decode(data)
+
+
+def decode_mask(data: bytes) -> TokenMask | None:
+    """Inverse of `encode`; torch takes the words as they are, so they are a copy."""
+    mask: TokenMask | None = _mask_decoder.decode(data)
+    if mask is not None:
+        mask.words = mask.words.copy()
+    return mask

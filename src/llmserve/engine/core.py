@@ -7,18 +7,27 @@ from typing import Any
 
 from llmserve.core.messages import AbortRequests, EngineOutputs, EngineRequest, SchedulerStats
 from llmserve.core.scheduler_output import SchedulerOutput
+from llmserve.errors import LLMServeError
 from llmserve.executor.base import Executor, StepHandle
 from llmserve.scheduler.scheduler import Scheduler
+from llmserve.structured_output.manager import GrammarManager, GrammarRow
 
 
 class EngineCore:
     """Overlap is a queue: `depth` 1 waits for each step, 2 plans the next one meanwhile."""
 
-    def __init__(self, scheduler: Scheduler, executor: Executor, depth: int) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: Executor,
+        depth: int,
+        grammars: GrammarManager | None = None,
+    ) -> None:
         self.scheduler = scheduler
         self.executor = executor
         self.depth = depth
-        self._in_flight: deque[tuple[SchedulerOutput, StepHandle]] = deque()
+        self.grammars = grammars
+        self._in_flight: deque[tuple[SchedulerOutput, StepHandle, list[GrammarRow]]] = deque()
 
     @property
     def has_work(self) -> bool:
@@ -27,24 +36,75 @@ class EngineCore:
 
     def add(self, request: EngineRequest) -> None:
         """Queues a request; a refusal shows in the outputs."""
-        self.scheduler.add(request)
+        if request.params.grammar is None or self.grammars is None:
+            self.scheduler.add(request)
+            return
+        key = request.client << 32 | request.request_id
+        if key in self.scheduler.requests:
+            self.scheduler.add(request)  # which counts it as a duplicate
+            return
+        self.scheduler.add(request, hold=True)
+        if key in self.scheduler.requests and self.grammars.enter(key, request.params):
+            self.scheduler.release(key)
+
+    def release_held(self) -> None:
+        """Requests whose grammar was compiled meanwhile may run; those that have none end."""
+        if self.grammars is not None:
+            for key, error in self.grammars.take_ready():
+                if error is None and key in self.scheduler.requests:
+                    self.scheduler.release(key)
+                else:
+                    self._end(key, error)
 
     def abort(self, message: AbortRequests) -> None:
         """Frees what the requests hold; results still in flight are dropped when they arrive."""
         for request_id in message.request_ids:
             self.scheduler.abort(message.client, request_id)
+            if self.grammars is not None:
+                self.grammars.leave(message.client << 32 | request_id)
 
     def step(self) -> None:
         """Starts the next step; finishes the oldest where the queue is full or nothing starts."""
         plan = self.scheduler.schedule() if len(self._in_flight) < self.depth else None
         if plan is not None:
             self.executor.forward(plan)
-            self._in_flight.append((plan, self.executor.sample(plan)))
+            rows = self._mask(plan)
+            self._in_flight.append((plan, self.executor.sample(plan), rows))
         if self._in_flight and (plan is None or len(self._in_flight) >= self.depth):
-            done, handle = self._in_flight.popleft()
-            self.scheduler.commit(done, handle.result())
+            self._commit()
         elif plan is None and self.scheduler.has_unfinished():
             raise AssertionError("requests wait, nothing runs and nothing is in flight")
+
+    def _mask(self, plan: SchedulerOutput) -> list[GrammarRow]:
+        """Fills the plan's mask, where it has rows with a grammar, while its forward runs.
+
+        The mask of a row needs the row's token of the step before.
+        """
+        grammars = self.grammars
+        rows = [] if grammars is None else grammars.rows_of(plan, self.scheduler.slots.requests)
+        if grammars is not None and rows:
+            while self._in_flight:
+                self._commit()
+            for request, error in grammars.fill(plan, rows):
+                self._end(request.key, error)
+        return rows
+
+    def _commit(self) -> None:
+        plan, handle, rows = self._in_flight.popleft()
+        output = handle.result()
+        failed = self.grammars.advance(rows, output) if self.grammars and rows else []
+        self.scheduler.commit(plan, output)
+        for request, error in failed:
+            self._end(request.key, error)
+        for row in rows:
+            if row.request.finish_reason is not None and self.grammars is not None:
+                self.grammars.leave(row.request.key)
+
+    def _end(self, key: int, error: LLMServeError | None) -> None:
+        if error is not None:
+            self.scheduler.fail(key, error)
+        if self.grammars is not None:
+            self.grammars.leave(key)
 
     def take_outputs(self) -> dict[int, EngineOutputs]:
         """News per client since the last call."""
@@ -53,6 +113,12 @@ class EngineCore:
     def stats(self) -> SchedulerStats:
         """Gauges and counters as they stand."""
         return self.scheduler.stats()
+
+    def shutdown(self) -> None:
+        """Ends what the engine has started; idempotent."""
+        self.executor.shutdown()
+        if self.grammars is not None:
+            self.grammars.compiler.close()
 
     def call(self, method: str, args: list[Any]) -> Any:
         """A utility by name; LookupError for one that does not exist."""

@@ -7,7 +7,6 @@ import signal
 import sys
 import time
 from types import FrameType
-from typing import Any
 
 import msgspec
 import zmq
@@ -68,9 +67,14 @@ class EngineCoreProc:
 
     def run(self, core: EngineCore) -> None:
         """Steps while there is work, sleeps on the socket while there is none."""
+        poller = zmq.Poller()
+        poller.register(self._inbox, zmq.POLLIN)
+        if core.grammars is not None:
+            poller.register(core.grammars.compiler.wake_fd, zmq.POLLIN)
         while True:
             if not core.has_work:
-                self._inbox.poll()
+                poller.poll()
+            core.release_held()
             for data in drain(self._inbox):
                 self._handle(core, data)
             if core.has_work:
@@ -124,11 +128,10 @@ def main() -> int:
     configure("EngineCore")
     signal.signal(signal.SIGTERM, _on_sigterm)
     proc = EngineCoreProc(start.run_dir, start.num_clients)
-    executor: Any = None
+    core: EngineCore | None = None
     began = time.monotonic()
     try:
         core, info = build(start.config, describe(start.config.model, start.config.load))
-        executor = core.executor
         logger.info("engine ready after %.1f s", time.monotonic() - began)
         gc.collect()
         gc.freeze()  # the model's objects live as long as we do: no collection walks them
@@ -145,8 +148,8 @@ def main() -> int:
         return 1
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if executor is not None:
-            executor.shutdown()
+        if core is not None:
+            core.shutdown()
         proc.close()
     return 0
 

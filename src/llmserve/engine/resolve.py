@@ -25,6 +25,8 @@ from llmserve.executor.base import ModelFacts
 from llmserve.executor.registry import EXECUTORS
 from llmserve.kv_cache.groups import blocks_at_peak, make_kv_cache_config, tokens_that_fit
 from llmserve.scheduler.scheduler import Scheduler
+from llmserve.structured_output.compiler import GrammarCompiler
+from llmserve.structured_output.manager import GrammarManager
 from llmserve.utils.logger import get_logger
 from llmserve.worker.device import DeviceInfo, detect
 
@@ -144,7 +146,7 @@ def build(config: EngineConfig, model: ModelDescription) -> tuple[EngineCore, Mo
     executor = EXECUTORS.load(config.executor)(config, model)
     facts: ModelFacts = executor.load()
     config, kv = _size_cache(config, model, facts)
-    assert config.model.max_model_len is not None
+    assert config.model.max_model_len is not None and config.scheduler.max_num_seqs is not None
     executor.config = config
     executor.initialize_kv_cache(kv)
     depth = 2 if config.scheduler.async_scheduling else 1
@@ -166,7 +168,12 @@ def build(config: EngineConfig, model: ModelDescription) -> tuple[EngineCore, Mo
         info.num_kv_tokens / config.model.max_model_len,
         config.model.max_model_len,
     )
-    return EngineCore(scheduler, executor, depth), info
+    grammars = GrammarManager(
+        GrammarCompiler(model.tokenizer, facts.logits_width, model.eos_token_ids),
+        facts.logits_width,
+        config.scheduler.max_num_seqs + 1,
+    )
+    return EngineCore(scheduler, executor, depth, grammars), info
 
 
 def _size_cache(

@@ -55,7 +55,7 @@ class Executor(ABC):
 
     @abstractmethod
     def sample(self, plan: SchedulerOutput) -> StepHandle:
-        """Starts logits and draw of the plan given to the last `forward`."""
+        """Starts logits and draw of the plan given to the last `forward`, its mask set by now."""
 
     @abstractmethod
     def shutdown(self) -> None:

@@ -22,6 +22,7 @@ from llmserve.core.kv_spec import KVCacheConfig
 from llmserve.core.scheduler_output import (
     ModelRunnerOutput,
     SchedulerOutput,
+    decode_mask,
     decode_output,
     decode_plan,
     encode,
@@ -88,7 +89,7 @@ class MultiProcExecutor(Executor):
 
     def sample(self, plan: SchedulerOutput) -> "MultiProcHandle":
         """See Executor."""
-        self._tell(b"sample")
+        self._tell(b"sample", encode(plan.mask))
         return MultiProcHandle(self)
 
     def shutdown(self) -> None:
@@ -186,7 +187,9 @@ class Rank:
                 self.plans.append(plan)
                 self.worker.forward(plan)
             case b"sample":
-                output = self.worker.sample(self.plans.pop()).result()
+                plan = self.plans.pop()
+                plan.mask = decode_mask(payload)
+                output = self.worker.sample(plan).result()
                 self._compare(output)
                 if self.rank == 0:
                     return b"output", encode(output)

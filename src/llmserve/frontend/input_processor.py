@@ -2,14 +2,19 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """From what a caller wrote to what the engine takes: token ids and checked sampling parameters."""
 
+import asyncio
 from typing import Any, NamedTuple, TypedDict, cast
+
+import msgspec
 
 from llmserve.config.model import ModelConfig
 from llmserve.core.messages import ModelInfo
 from llmserve.core.sampling_params import SamplingParams
+from llmserve.core.structured_outputs import GrammarSpec, StructuredOutputsParams
 from llmserve.errors import ContextLengthError, RequestError
 from llmserve.frontend.chat_template import RESERVED, ChatTemplate, read_template
 from llmserve.frontend.tokenizer import Tokenizer, load_tokenizer
+from llmserve.structured_output.prepare import prepare
 
 
 class TextPrompt(TypedDict):
@@ -63,12 +68,14 @@ class InputProcessor:
         *,
         max_logprobs: int,
         default_template_kwargs: dict[str, Any],
+        structured_outputs_config: dict[str, Any] | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.template = template
         self._max_logprobs = max_logprobs
         self._default_template_kwargs = default_template_kwargs
+        self._structured_outputs_config = structured_outputs_config or {}
         self.generation_defaults = {
             ours: model.generation_defaults[theirs]
             for theirs, ours in _GENERATION_DEFAULTS.items()
@@ -97,6 +104,7 @@ class InputProcessor:
             template,
             max_logprobs=config.max_logprobs,
             default_template_kwargs=default_template_kwargs,
+            structured_outputs_config=config.structured_outputs_config,
         )
 
     async def encode_prompt(
@@ -246,12 +254,27 @@ class InputProcessor:
             changes["bad_words_token_ids"] = self._bad_words(params.bad_words)
         if params.stop:
             self._tokenizer("stop")
+        if params.structured_outputs is not None:
+            changes["grammar"] = self.make_grammar(params.structured_outputs)
+            changes["structured_outputs"] = None
         if self.tokenizer is None and params.detokenize:
             changes["detokenize"] = False
         if any(getattr(params, name) != value for name, value in changes.items()):
             params = params.clone(**changes)
         params.check_token_ids(self.model.logits_width)
         return params, clamped
+
+    def make_grammar(self, params: StructuredOutputsParams) -> GrammarSpec:
+        """What the output is bound to; RequestError for what nobody can enforce."""
+        self._tokenizer(params.param)
+        config = dict(self._structured_outputs_config)
+        backend = config.pop("backend", "auto")
+        given = {name: True for name, value in config.items() if value}
+        return prepare(msgspec.structs.replace(params, **given), backend)
+
+    async def read_grammar(self, params: StructuredOutputsParams) -> GrammarSpec:
+        """`make_grammar` in a thread."""
+        return await asyncio.to_thread(self.make_grammar, params)
 
     def check_token_ids(self, ids: list[int], param: str) -> None:
         """RequestError for an id that the model has no row for."""

@@ -20,10 +20,12 @@ from llmserve.core.messages import (
 )
 from llmserve.core.outputs import CompletionOutput, Delta, Logprob, Part, RequestOutput
 from llmserve.core.sampling_params import SamplingParams
+from llmserve.core.structured_outputs import GRAMMAR_ERROR
 from llmserve.engine.client import EngineClient
 from llmserve.errors import (
     EngineDeadError,
     EngineError,
+    GrammarError,
     LLMServeError,
     NumericalError,
     OverloadedError,
@@ -340,7 +342,7 @@ class OutputProcessor:
             return  # a sibling's error ended it
         ending = continuation.ending
         if ending is not None and ending.error is not None:
-            self._fail(request, _error(ending), now, stops, wire_id)
+            self._fail(request, _error(ending, request.params), now, stops, wire_id)
             return
         before = continuation.timings.num_generation_tokens
         stop = guarded(continuation.advance, lambda error: self._broken(request, error, now, stops))
@@ -423,9 +425,13 @@ def _entries(columns: LogprobColumns) -> list[LogprobEntry]:
     return list(zip(ids, logprobs, ranks, strict=True))
 
 
-def _error(extra: RequestExtra) -> LLMServeError:
+def _error(extra: RequestExtra, params: SamplingParams) -> LLMServeError:
     code = extra.error or "server_error"
     message = extra.message or code
+    if code == GRAMMAR_ERROR and params.grammar is not None:
+        return GrammarError(
+            f"Invalid value for '{params.grammar.param}': {message}.", param=params.grammar.param
+        )
     kind = _ERRORS.get(code)
     return RequestError(message, code=code) if kind is None else kind(message)
 

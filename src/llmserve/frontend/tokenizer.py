@@ -14,6 +14,7 @@ from tokenizers import Tokenizer as Backend
 from llmserve.errors import ConfigError, ContextLengthError
 from llmserve.frontend import gguf_tokenizer
 from llmserve.utils.guard import guarded
+from llmserve.utils.token_bytes import token_bytes
 
 INLINE_CHARS = 2000  # below this a thread costs more than the encoding
 _COMPOSITION = 4  # most code points that Unicode normalization makes one of; none of them is ASCII
@@ -38,7 +39,8 @@ class Tokenizer:
         self.vocab_size = max(vocab.values(), default=-1) + 1
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
-        self.piece_bytes = _piece_bytes(backend, vocab, self.vocab_size)
+        steps = _steps(backend.decoder, "decoders")
+        self.piece_bytes = token_bytes(steps, vocab, self.vocab_size)
         self._composes, bounded = _shortening(backend)
         self.max_chars_per_token = (
             max(map(len, vocab), default=1) if bounded and self.piece_bytes is not None else None
@@ -186,37 +188,3 @@ def _shortening(backend: Backend) -> tuple[bool, bool]:
             bounded &= step["type"] == "Prepend"
     added = backend.get_added_tokens_decoder().values()
     return composes, bounded and not any(token.lstrip or token.rstrip for token in added)
-
-
-def _piece_bytes(backend: Backend, vocab: dict[str, int], size: int) -> list[bytes] | None:
-    """The table, where the decoder maps each token by itself: byte-level BPE and SentencePiece
-    with byte fallback (its Strip step concerns the start of a text, never a continuation)."""
-    steps = _steps(backend.decoder, "decoders")
-    kinds = [step["type"] for step in steps]
-    table = [b""] * size
-    if kinds == ["ByteLevel"]:
-        alphabet = _byte_alphabet()
-        for token, i in vocab.items():
-            try:
-                table[i] = bytes([alphabet[char] for char in token])
-            except KeyError:  # an added token with characters outside the alphabet
-                table[i] = token.encode()
-        return table
-    if kinds in (["Replace", "ByteFallback", "Fuse"], ["Replace", "ByteFallback", "Fuse", "Strip"]):
-        old, new = steps[0]["pattern"].get("String"), steps[0]["content"]
-        if old is None:
-            return None
-        for token, i in vocab.items():
-            if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-                table[i] = bytes.fromhex(token[3:5])
-            else:
-                table[i] = token.replace(old, new).encode()
-        return table
-    return None
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-ins for the 256 bytes."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}

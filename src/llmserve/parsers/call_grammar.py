@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 Format = dict[str, Any]
+Schemas = Mapping[str, Mapping[str, Any]]
 
 _SPACE: Format = {"type": "regex", "pattern": "[ \\n]{0,4}"}
 _ANY_TEXT: Format = {"type": "any_text"}
@@ -46,7 +47,7 @@ class Envelope(NamedTuple):
 
 def forced_calls(
     envelope: Envelope,
-    schemas: Mapping[str, Mapping[str, Any]],
+    schemas: Schemas,
     thought: tuple[str, str] | None,
     parallel: bool,
 ) -> Format:
@@ -54,21 +55,27 @@ def forced_calls(
 
     `thought` are opener and closer of reasoning that may come first; one without an opener must.
     """
-    parts = [_calls(envelope, schemas, parallel)]
-    if envelope.before:
-        parts = [_text(envelope.before), *parts, _text(envelope.after)]
-    if thought is not None:
-        reasoning = _tag(thought[0], _ANY_TEXT, thought[1])
-        if thought[0]:
-            reasoning = {"type": "optional", "content": reasoning}
-        parts = [reasoning, _SPACE, *parts]
-    return _sequence(*parts)
+    return _after(thought, _section(envelope, schemas, parallel))
+
+
+def calls_or(
+    answer: Format,
+    envelope: Envelope | None,
+    schemas: Schemas,
+    thought: tuple[str, str] | None,
+    parallel: bool,
+) -> Format:
+    """`answer`, or calls where there is an `envelope`. See `forced_calls`."""
+    if envelope is not None:
+        calls = _section(envelope, schemas, parallel)
+        answer = {"type": "or", "elements": [calls, answer]}
+    return _after(thought, answer)
 
 
 def free_calls(
     envelope: Envelope,
     opener: str,
-    schemas: Mapping[str, Mapping[str, Any]],
+    schemas: Schemas,
     parallel: bool,
 ) -> Format:
     """Any text; but what begins with the call's `opener` is a call of a tool in `schemas`."""
@@ -89,7 +96,23 @@ def free_calls(
     }
 
 
-def _calls(envelope: Envelope, schemas: Mapping[str, Mapping[str, Any]], parallel: bool) -> Format:
+def _after(thought: tuple[str, str] | None, rest: Format) -> Format:
+    if thought is None:
+        return rest
+    reasoning = _tag(thought[0], _ANY_TEXT, thought[1])
+    if thought[0]:
+        reasoning = {"type": "optional", "content": reasoning}
+    return _sequence(reasoning, _SPACE, rest)
+
+
+def _section(envelope: Envelope, schemas: Schemas, parallel: bool) -> Format:
+    calls = _calls(envelope, schemas, parallel)
+    if not envelope.before:
+        return calls
+    return _sequence(_text(envelope.before), calls, _text(envelope.after))
+
+
+def _calls(envelope: Envelope, schemas: Schemas, parallel: bool) -> Format:
     return {
         "type": "tags_with_separator",
         "tags": [envelope.tag(name, schema) for name, schema in schemas.items()],

@@ -146,8 +146,16 @@ class Parsers:
 def choose_parsers(
     template: str, architecture: str, tool: str | None, reasoning: str | None
 ) -> Parsers:
-    """By name, or after the template and the model; "none" is none. ConfigError lists the names."""
-    tool = tool or _by_text(_TOOLS_BY_TEXT, template) or _TOOLS_BY_ARCHITECTURE.get(architecture)
+    """By name, or after the template and the model; "none" is none. ConfigError lists the names.
+
+    A model that was taught no format gets the most common one for its tool calls.
+    """
+    tool = (
+        tool
+        or _by_text(_TOOLS_BY_TEXT, template)
+        or _TOOLS_BY_ARCHITECTURE.get(architecture)
+        or "hermes"
+    )
     reasoning = (
         reasoning
         or _by_text(_REASONING_BY_TEXT, template)

@@ -23,7 +23,8 @@ class MinTokens(LogitsProcessor):
         params = request.params
         ids = {*self.context.eos_token_ids, *params.stop_token_ids}
         num_output = len(request.token_ids) - request.num_prompt_tokens
-        if num_output >= params.min_tokens or not ids:
+        # Where a grammar rules, its mask says when the text may end
+        if params.grammar or num_output >= params.min_tokens or not ids:
             return False
         self._min_tokens[slot] = params.min_tokens
         self._stop_ids[slot] = np.array(sorted(ids), np.int64)

@@ -20,6 +20,7 @@ from llmserve.sampling.allowed_tokens import AllowedTokens
 from llmserve.sampling.bad_words import BadWords
 from llmserve.sampling.base import LogitsProcessor, Rows, SamplerContext, send, to_device
 from llmserve.sampling.draw import draw
+from llmserve.sampling.grammar import GrammarMask
 from llmserve.sampling.logit_bias import LogitBias
 from llmserve.sampling.logprobs import HostColumns, Logprobs, columns
 from llmserve.sampling.min_tokens import MinTokens
@@ -31,7 +32,8 @@ from llmserve.utils.registry import load
 # Temperature, min_p, top_k and top_p belong to the draw: they need no logits rewritten.
 PIPELINE: list[type[LogitsProcessor]] = [
     AllowedTokens,  # overwrites whole rows with -inf: first, while there is nothing to lose
-    BadWords,  # only forbids, as the next: their order among each other is free,
+    GrammarMask,  # only forbids, as the next two: their order among each other is free,
+    BadWords,
     MinTokens,  # and nothing after them can bring a forbidden token back
     LogitBias,  # before penalties, which look at the sign of the biased logit
     Penalties,
@@ -113,6 +115,7 @@ class Sampler:
         kinds = [*PIPELINE, *map(_load_processor, processors)]
         self._context = context
         self._processors = [kind(context) for kind in kinds]
+        self.grammar = next(p for p in self._processors if isinstance(p, GrammarMask))
         self._active = np.zeros((len(kinds), num_slots), np.bool_)
         self._truncation = Truncation(context)
         self._logprobs = Logprobs(context)

@@ -34,14 +34,17 @@ class Admission:
         self.seed = seed
         self.num_admitted = 0
 
-    def admit(self, message: EngineRequest, waiting: WaitingQueue) -> Request:
-        """Raises RequestError for what can never run, OverloadedError where the queue is full."""
+    def admit(self, message: EngineRequest, waiting: WaitingQueue, num_held: int = 0) -> Request:
+        """Raises RequestError for what can never run, OverloadedError where the queue is full.
+
+        `num_held` requests wait outside the queue.
+        """
         self._check_prompt(message)
         message.params.check_token_ids(self.logits_width)
         order = order_of(self.config.scheduling_policy, message.priority, self.num_admitted)
         request = Request(message, self.max_model_len, self.eos_token_ids, order=order)
         self._check_pool(request)
-        self._check_queue(request, waiting)
+        self._check_queue(request, waiting, num_held)
         seed = message.params.seed
         request.seed = self._seed_of(request) if seed is None else seed
         self.num_admitted += 1
@@ -86,9 +89,9 @@ class Admission:
                 param="max_tokens",
             )
 
-    def _check_queue(self, request: Request, waiting: WaitingQueue) -> None:
+    def _check_queue(self, request: Request, waiting: WaitingQueue, num_held: int) -> None:
         most, tokens = self.config.max_num_queued_reqs, self.config.max_num_queued_tokens
-        if most and len(waiting) >= most:
+        if most and len(waiting) + num_held >= most:
             raise OverloadedError(f"{most} requests are waiting already")
         if tokens and waiting.num_prompt_tokens + request.num_prompt_tokens > tokens:
             raise OverloadedError(

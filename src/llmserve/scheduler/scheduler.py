@@ -88,6 +88,7 @@ class Scheduler:
         assert num_draft_tokens < self.kv.block_size
         self.slots = Slots(config.max_num_seqs, self.kv.block_size)
         self.waiting = WaitingQueue()
+        self.held: set[int] = set()  # keys of requests that wait for something outside
         self.requests: dict[int, Request] = {}
         self.counters = SchedulerStats()
         self._eos_token_ids = frozenset(eos_token_ids)
@@ -109,13 +110,16 @@ class Scheduler:
 
     # -- requests come and go
 
-    def add(self, message: EngineRequest) -> None:
-        """Queues a request, or answers it at once with an error."""
+    def add(self, message: EngineRequest, *, hold: bool = False) -> None:
+        """Queues a request, or answers it at once with an error.
+
+        With `hold` it has neither slot nor blocks until `release`.
+        """
         if message.client << 32 | message.request_id in self.requests:
             self.counters.num_dropped_events += 1
             return
         try:
-            request = self._admission.admit(message, self.waiting)
+            request = self._admission.admit(message, self.waiting, len(self.held))
         except LLMServeError as error:
             self._tell_error(message.client, message.request_id, error)
             return
@@ -126,7 +130,22 @@ class Scheduler:
             self._outbox.extra(request.client, request.wire_id).finish_reason = "length"
             return
         self.requests[request.key] = request
-        self.waiting.push(request)
+        if hold:
+            self.held.add(request.key)
+        else:
+            self.waiting.push(request)
+
+    def release(self, key: int) -> None:
+        """A held request may run; nothing happens where it has ended meanwhile."""
+        if key in self.held:
+            self.held.remove(key)
+            self.waiting.push(self.requests[key])
+
+    def fail(self, key: int, error: LLMServeError) -> None:
+        """Ends a request, wherever it is, with an error; nothing happens where it has ended."""
+        request = self.requests.get(key)
+        if request is not None:
+            self._finish(request, "error", error=error)
 
     def abort(self, client: int, wire_id: int) -> None:
         """Ends a request wherever it is; one that nobody knows is counted."""
@@ -146,6 +165,8 @@ class Scheduler:
         request.finish_reason = reason
         if request.slot:
             self._leave(request)
+        elif request.key in self.held:
+            self.held.remove(request.key)
         else:
             self.waiting.discard(request)
         del self.requests[request.key]
@@ -628,8 +649,8 @@ class Scheduler:
         return self._outbox.take()
 
     def has_unfinished(self) -> bool:
-        """Whether a request or a step in flight remains."""
-        return bool(self.requests or self._in_flight)
+        """Whether a step in flight or a request that is not held remains."""
+        return len(self.requests) > len(self.held) or bool(self._in_flight)
 
     def stats(self) -> SchedulerStats:
         """Gauges as they stand and counters since the start."""
@@ -637,7 +658,7 @@ class Scheduler:
         return msgspec.structs.replace(
             self.counters,
             num_running=self.slots.num_running,
-            num_waiting=len(self.waiting),
+            num_waiting=len(self.waiting) + len(self.held),
             num_blocks_total=pool.num_blocks - 1,
             num_blocks_free=pool.num_empty,
             num_blocks_cached=pool.num_cached_free,
@@ -669,9 +690,9 @@ class Scheduler:
             for token in request.params.stop_token_ids:
                 stops[token] += 1
         assert np.array_equal(stops, self._num_stops) and np.array_equal(stops > 0, self._stops)
-        assert {r.key for r in waiting + running} == self.requests.keys()
-        assert not any(r.slot for r in waiting)
-        assert len(waiting) + len(running) == len(self.requests)
+        assert {r.key for r in waiting + running} | self.held == self.requests.keys()
+        assert not any(r.slot for r in waiting + [self.requests[key] for key in self.held])
+        assert len(waiting) + len(running) + len(self.held) == len(self.requests)
         if not self._in_flight:
             assert not self._departed
             assert self.requests or self.kv.pool.num_available == self.kv.pool.num_blocks - 1

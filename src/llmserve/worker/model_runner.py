@@ -147,6 +147,7 @@ class ModelRunner:
         elif rows != len(hidden):
             hidden = hidden.index_select(0, inputs.logits_rows)
         logits = self.model.logits(hidden)
+        self.sampler.grammar.mask = started.plan.mask
         sampled = self.sampler.sample(logits, inputs.draw_slots, inputs.draw_index)
         if self.proposer is None:
             self.slots.last_token.index_copy_(0, inputs.last_slots, sampled.token_ids)

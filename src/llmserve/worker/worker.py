@@ -14,7 +14,8 @@ from llmserve.config.engine import EngineConfig
 from llmserve.config.hf import ModelDescription
 from llmserve.core.kv_spec import KVCacheConfig
 from llmserve.core.sampling_params import SamplingParams
-from llmserve.core.scheduler_output import NewRequest, SchedulerOutput
+from llmserve.core.scheduler_output import NewRequest, SchedulerOutput, TokenMask
+from llmserve.core.structured_outputs import GrammarSpec
 from llmserve.errors import ConfigError
 from llmserve.kernels.fused_linear import tables_id
 from llmserve.kv_cache.groups import page_bytes, plan_groups
@@ -206,12 +207,19 @@ def warm_up(runner: ModelRunner, max_model_len: int) -> None:
         runner.sampler.add(NewRequest(1, prompt, 1, 0, params, []))
         run_dummy(runner, [1], slot=1)
         runner.sampler.remove(1)
+    grammar = SamplingParams(grammar=GrammarSpec(backend="", kind="regex", text=""))
+    runner.sampler.add(NewRequest(1, prompt, 1, 0, grammar, []))
+    words = np.full((1, -(-runner.model.logits_width // 32)), -1, np.int32)
+    run_dummy(runner, [1], slot=1, mask=TokenMask(np.ones(1, np.int32), words))
+    runner.sampler.remove(1)
     few = min(16, max_model_len)
     for counts in ([few], [few, few], [1, few]):
         run_dummy(runner, counts)
 
 
-def run_dummy(runner: ModelRunner, counts: list[int], slot: int = 0) -> None:
+def run_dummy(
+    runner: ModelRunner, counts: list[int], slot: int = 0, mask: TokenMask | None = None
+) -> None:
     """One step of rows of `counts` zeros; what they keep goes to block 0."""
     rows = len(counts)
     zeros = np.zeros(rows, np.int32)
@@ -223,6 +231,7 @@ def run_dummy(runner: ModelRunner, counts: list[int], slot: int = 0) -> None:
         num_drafts=zeros,
         sample=np.ones(rows, np.bool_),
         new_blocks=np.empty((0, 4), np.int32),
+        mask=mask,
     )
     runner.forward(plan)
     runner.sample(plan).result()

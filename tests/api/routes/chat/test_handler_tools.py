@@ -289,3 +289,21 @@ async def test_mistral_gets_ids_that_its_template_takes() -> None:
         await api.post("/v1/chat/completions", {"model": MODEL, "messages": messages})
         prompt = TOKENIZER.decode(api.engine.requests[-1].prompt_token_ids.tolist())
     assert "call_foreign" not in prompt and len(prompt.split("=")[1].split("<")[0]) == 9
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_forced_call_is_bound_by_a_grammar(stream: bool) -> None:
+    named = {"type": "function", "function": {"name": "f"}}
+    async with open_api(template=TEMPLATE) as api:
+        api.engine.answer = lambda request: CALL
+        summarize = streamed if stream else whole
+        required = await summarize(api, tools=TOOLS, tool_choice="required")
+        assert (required["content"], required["finish"]) == (None, ("tool_calls", None))
+        by_name = await summarize(api, tools=TOOLS, tool_choice=named)
+        assert by_name["calls"] == required["calls"] and by_name["finish"] == ("stop", None)
+        both, one = [request.params.grammar for request in api.engine.requests]
+    assert both is not None and one is not None
+    assert {both.kind, one.kind} == {"structural_tag"} and both.param == "tool_choice"
+    calls = [json.dumps(f'"name": "{name}"')[1:-1] for name in "fg"]
+    assert [call in both.text for call in calls] == [True, True]
+    assert [call in one.text for call in calls] == [True, False]

@@ -12,14 +12,17 @@ from llmserve.api.fields import read_json
 from llmserve.api.generation import Choice, Generation, submit
 from llmserve.api.logprobs import TokenNames
 from llmserve.api.openapi import CHAT, MESSAGES, described
+from llmserve.api.output_grammar import grammar_for
 from llmserve.api.reasoning import effort_kwargs
 from llmserve.api.routes.chat.parts import View, read_whole
 from llmserve.api.routes.chat.schema import ChatBody
 from llmserve.api.routes.chat.stream import ChatWriter
 from llmserve.api.sse import EventStream
 from llmserve.api.state import AppState, state_of
-from llmserve.api.tools import ToolUse, check_enforceable, read_tools
+from llmserve.api.structured import add_ignored
+from llmserve.api.tools import ToolUse, read_tools
 from llmserve.core.sampling_params import SamplingParams
+from llmserve.core.structured_outputs import GrammarSpec
 from llmserve.errors import RequestError
 from llmserve.frontend.async_llm import AsyncLLM
 from llmserve.frontend.parsed_text import Parsing
@@ -59,7 +62,6 @@ async def _create(
         chunk_kind="chat.completion.chunk",
     )
     tools = read_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
-    check_enforceable(tools)
     id_length = state.parsers.tool.id_length if state.parsers.tool else None
     kwargs, unread = _template_kwargs(state, body, tools)
     prompt_text, prompt_ids = await llm.input_processor.render_chat(
@@ -70,12 +72,13 @@ async def _create(
         template_kwargs=kwargs | {"tools": tools.tools or None},
         truncation=body.truncation(llm.model.max_model_len, body.limit.value),
     )
-    params, clamped = _params(llm, body, len(prompt_ids), _masks(state, tools))
-    if state.server.enable_log_requests:
-        logger.info("request %s: %d prompt tokens", answer.request_id, len(prompt_ids))
     last = messages[-1]
     continued = last["content"] if body.continue_final_message else None
     parsing = _parsing(state, tools, prompt_text, continued)
+    grammar = await grammar_for(llm, body, tools, state.parsers, prompt_text, continued)
+    params, clamped = _params(llm, body, len(prompt_ids), _masks(state, tools), grammar)
+    if state.server.enable_log_requests:
+        logger.info("request %s: %d prompt tokens", answer.request_id, len(prompt_ids))
     stream = await submit(
         llm,
         body,
@@ -87,6 +90,7 @@ async def _create(
     )
     generation = Generation([stream], body.n)
     headers = ChatBody.ignored(raw, unread)
+    add_ignored(headers, params.grammar)
     if clamped is not None:
         headers["x-llmserve-max-tokens"] = str(clamped)
     role = state.server.response_role if body.add_generation_prompt else last["role"]
@@ -159,12 +163,17 @@ def _parsing(state: AppState, tools: ToolUse, prompt: str, continued: str | None
 
 
 def _params(
-    llm: AsyncLLM, body: ChatBody, prompt_len: int, masks: dict[int, float]
+    llm: AsyncLLM,
+    body: ChatBody,
+    prompt_len: int,
+    masks: dict[int, float],
+    grammar: GrammarSpec | None,
 ) -> tuple[SamplingParams, int | None]:
     fields = body.sampling_fields()
     fields |= {"logprobs": body.num_logprobs, "max_tokens": body.limit.value}
     if masks:
         fields["logit_bias"] = masks | fields.get("logit_bias", {})
+    fields["grammar"] = grammar
     try:
         return llm.input_processor.make_params(fields, prompt_len=prompt_len, param="messages")
     except RequestError as error:

@@ -16,6 +16,7 @@ from llmserve.api.routes.completions.schema import CompletionBody, Prompt
 from llmserve.api.routes.completions.stream import CompletionWriter
 from llmserve.api.sse import EventStream
 from llmserve.api.state import AppState, state_of
+from llmserve.api.structured import add_ignored, grammar_of
 from llmserve.core.sampling_params import SamplingParams
 from llmserve.frontend.async_llm import AsyncLLM
 from llmserve.utils.logger import get_logger
@@ -51,6 +52,7 @@ async def _create(
     truncation = body.truncation(llm.model.max_model_len, body.limit.value)
     encoded: list[tuple[list[int], SamplingParams]] = []
     clamps: list[int] = []
+    grammar = await grammar_of(llm, body)
     for prompt in prompts:
         ids = await llm.input_processor.encode_prompt(
             prompt,
@@ -59,11 +61,12 @@ async def _create(
             truncation=truncation,
         )
         params, clamped = llm.input_processor.make_params(
-            _fields(body), prompt_len=len(ids), param="prompt"
+            _fields(body) | {"grammar": grammar}, prompt_len=len(ids), param="prompt"
         )
         encoded.append((ids, params))
         if clamped is not None and body.max_tokens is not None:
             clamps.append(clamped)
+    add_ignored(headers, grammar)
     if clamps:
         headers["x-llmserve-max-tokens"] = str(min(clamps))
     if state.server.enable_log_requests:

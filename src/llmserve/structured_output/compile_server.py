@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""The process in which grammars are compiled: one fork a grammar, so that each can be killed.
+
+The server holds the libraries and the vocabulary; a fork costs milliseconds. A fork's time is bound
+by an alarm that the kernel delivers, whatever the library is doing, its memory by an address-space
+limit. A job is a socket: the server says `READY` on it, the fork answers on it and ends, and an end
+without an answer is a compiler that ran out of time or memory, or crashed.
+"""
+
+import os
+import resource
+import signal
+import socket
+import sys
+
+import msgspec
+
+from llmserve.core.structured_outputs import GrammarSpec
+from llmserve.errors import GrammarError
+from llmserve.structured_output.base import GrammarBackend
+from llmserve.structured_output.registry import BACKENDS
+from llmserve.structured_output.vocabulary import read_vocabulary
+from llmserve.utils.child import receive_start
+from llmserve.utils.guard import guarded
+
+READY = b"r"
+COMPILED = b"c"
+REFUSED = b"e"
+_MAX_CHARS = 500
+
+
+class CompilerStart(msgspec.Struct):
+    """`control` is an inherited socket on which each job's socket comes with its backend's name."""
+
+    control: int
+    tokenizer: str
+    logits_width: int
+    eos_token_ids: list[int]
+    memory_bytes: int  # that a fork may allocate
+
+
+class CompileJob(msgspec.Struct):
+    """What comes first on a job's socket, length first."""
+
+    spec: GrammarSpec
+    seconds: float
+
+
+class CompileServer:
+    """Serves jobs until the engine's end of `control` is closed."""
+
+    def __init__(self, start: CompilerStart) -> None:
+        self._control = socket.socket(fileno=start.control)
+        self._start = start
+        self._backends: dict[str, GrammarBackend | str] = {}  # or why there is none
+
+    def run(self) -> None:
+        """One job after another; forks run beside each other."""
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for forks
+        while True:
+            name, fds, _, _ = socket.recv_fds(self._control, 64, 1)
+            if not name:
+                return
+            job = socket.socket(fileno=fds[0])
+            backend = self._backend(name.decode())
+            if isinstance(backend, str):
+                job.sendall(READY + REFUSED + backend.encode())
+            elif os.fork() == 0:
+                _compile(backend, job, self._start.memory_bytes)
+            job.close()
+
+    def _backend(self, name: str) -> GrammarBackend | str:
+        if name not in self._backends:
+            self._backends[name] = guarded(lambda: self._build(name), _reason)
+        return self._backends[name]
+
+    def _build(self, name: str) -> GrammarBackend | str:
+        start = self._start
+        vocabulary = read_vocabulary(start.tokenizer, start.logits_width, start.eos_token_ids)
+        backend: GrammarBackend = BACKENDS.load(name)(vocabulary)
+        return backend
+
+
+def _compile(backend: GrammarBackend, channel: socket.socket, memory_bytes: int) -> None:
+    """In the fork; does not return."""
+    channel.sendall(READY)
+    stream = channel.makefile("rb")
+    data = stream.read(int.from_bytes(stream.read(8), "little"))
+    if not data:  # the engine is gone
+        os._exit(1)
+    job = msgspec.msgpack.decode(data, type=CompileJob)
+    signal.setitimer(signal.ITIMER_REAL, job.seconds)  # SIGALRM ends a process that ignores none
+    with open("/proc/self/statm", "rb") as statm:
+        used = int(statm.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + memory_bytes, used + memory_bytes))
+    answer = guarded(
+        lambda: COMPILED + backend.compile(job.spec),
+        lambda error: REFUSED + _reason(error).encode(),
+    )
+    channel.sendall(answer)
+    os._exit(0)
+
+
+def _reason(error: Exception) -> str:
+    """One line of what the library says, without its own source lines."""
+    text = str(error).strip() or type(error).__name__
+    if not isinstance(error, GrammarError) and "] " in text:  # "[time] file.cc:12: what"
+        text = text.partition("] ")[2].partition(": ")[2]
+    if "bad_alloc" in text or isinstance(error, MemoryError):
+        return "it needs more memory than a grammar may have"
+    lines = text.split("\n")
+    return next((line for line in lines if line.startswith("error: ")), lines[0])[:_MAX_CHARS]
+
+
+def main() -> int:
+    """`python -m llmserve.structured_output.compile_server FD`."""
+    CompileServer(receive_start(int(sys.argv[1]), CompilerStart)).run()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

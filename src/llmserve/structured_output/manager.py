@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""The requests that are bound to a grammar, and the masks of their steps."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from llmserve.core.request import Request
+from llmserve.core.sampling_params import SamplingParams
+from llmserve.core.scheduler_output import ModelRunnerOutput, SchedulerOutput, TokenMask
+from llmserve.core.structured_outputs import GRAMMAR_ERROR
+from llmserve.errors import EngineError, GrammarError, LLMServeError
+from llmserve.structured_output.base import CompiledGrammar, Matcher
+from llmserve.structured_output.compiler import GrammarCompiler, Key
+from llmserve.utils.guard import guarded
+
+
+@dataclass(slots=True)
+class _Walk:
+    """A request on its way through its grammar."""
+
+    matcher: Matcher
+    params: SamplingParams
+    num_output: int = 0
+
+
+@dataclass(slots=True)
+class GrammarRow:
+    """Row `row` of a plan draws for `request`, which has a grammar."""
+
+    row: int
+    request: Request
+
+
+class GrammarManager:
+    """Knows each such request from its admission (`enter`) to its end (`leave`).
+
+    A grammar that allows nothing, or is given a token that it does not allow, fails its request
+    alone; a row is never left unbound.
+    """
+
+    def __init__(self, compiler: GrammarCompiler, logits_width: int, num_slots: int) -> None:
+        self.compiler = compiler
+        self._num_words = -(-logits_width // 32)
+        self._walks: dict[int, _Walk] = {}  # by request key
+        self._waiting: dict[Key, list[tuple[int, SamplingParams]]] = {}
+        self._has_grammar = np.zeros(num_slots, np.bool_)
+        self._eos = [t for t in compiler.eos_token_ids if 0 <= t < logits_width]
+        self._only_end = self._words_of(self._eos)
+        self.num_masks = 0
+
+    # -- requests come and go
+
+    def enter(self, key: int, params: SamplingParams) -> bool:
+        """Whether the request can run at once; else `take_ready` will name it."""
+        assert params.grammar is not None
+        grammar = self.compiler.get(params.grammar)
+        if grammar is None:
+            self._waiting.setdefault(params.grammar.key, []).append((key, params))
+            return False
+        self._walks[key] = _Walk(grammar.start(), params)
+        return True
+
+    def take_ready(self) -> list[tuple[int, LLMServeError | None]]:
+        """Keys of requests whose grammar is there by now, or why it will never be."""
+        ready: list[tuple[int, LLMServeError | None]] = []
+        for name, result in self.compiler.take_done():
+            for key, params in self._waiting.pop(name, ()):
+                if isinstance(result, CompiledGrammar):
+                    self._walks[key] = _Walk(result.start(), params)
+                    ready.append((key, None))
+                else:
+                    ready.append((key, _coded(result)))
+        return ready
+
+    def leave(self, key: int) -> None:
+        """The request has ended; unknown ones are ignored."""
+        self._walks.pop(key, None)
+
+    # -- a step
+
+    def rows_of(self, plan: SchedulerOutput, requests: list[Request | None]) -> list[GrammarRow]:
+        """The plan's rows that draw under a grammar; `requests` by slot, as they are planned."""
+        has = self._has_grammar
+        for slot in plan.released:
+            has[slot] = False
+        for new in plan.new_requests:
+            has[new.slot] = new.params.grammar is not None
+        rows = np.flatnonzero(plan.sample & has[plan.slots])
+        assert not plan.num_drafts[rows].any(), "drafts are not checked against a grammar"
+        found = []
+        for row in rows.tolist():
+            request = requests[plan.slots[row]]
+            assert request is not None
+            found.append(GrammarRow(row, request))
+        return found
+
+    def fill(
+        self, plan: SchedulerOutput, rows: list[GrammarRow]
+    ) -> list[tuple[Request, LLMServeError]]:
+        """Sets the plan's mask; returns whose grammar has come to a dead end.
+
+        All tokens drawn before must have been given to `advance`.
+        """
+        words = np.full((len(rows), self._num_words), -1, np.int32)  # of requests that have ended
+        failed: list[tuple[Request, LLMServeError]] = []
+        for i, row in enumerate(rows):
+            walk = self._walks.get(row.request.key)
+            if walk is None or row.request.finish_reason is not None:
+                continue
+            error = guarded(partial(self._fill, walk, words[i]), _broken)
+            if error is not None:
+                words[i] = -1  # its draw is dropped
+                failed.append((row.request, error))
+        plan.mask = TokenMask(plan.slots[[row.row for row in rows]], words)
+        self.num_masks += len(rows)
+        return failed
+
+    def _fill(self, walk: _Walk, words: np.ndarray) -> LLMServeError | None:
+        if walk.matcher.ended():
+            words[:] = self._only_end  # of a request that ignores it
+            return None
+        walk.matcher.fill(words)
+        if walk.num_output < walk.params.min_tokens:
+            early = words & ~self._words_of([*self._eos, *walk.params.stop_token_ids])
+            if early.any():  # a text that is complete may end all the same
+                words[:] = early
+        if not words.any():
+            return _coded(GrammarError("the grammar came to a state that no token leads out of"))
+        return None
+
+    def advance(
+        self, rows: list[GrammarRow], output: ModelRunnerOutput
+    ) -> list[tuple[Request, LLMServeError]]:
+        """Takes what the rows drew, before it is committed; returns whose token did not fit."""
+        failed: list[tuple[Request, LLMServeError]] = []
+        for row in rows:
+            walk = self._walks.get(row.request.key)
+            if walk is None or row.request.finish_reason is not None:
+                continue
+            if output.invalid is not None and output.invalid[row.row]:
+                continue  # fails at its commit
+            for token in output.token_ids[row.row, : output.num_tokens[row.row]].tolist():
+                error = guarded(partial(self._accept, walk, token), _broken)
+                if error is not None:
+                    failed.append((row.request, error))
+        return failed
+
+    def _accept(self, walk: _Walk, token: int) -> LLMServeError | None:
+        walk.num_output += 1
+        fits = token in self._eos if walk.matcher.ended() else walk.matcher.accept(token)
+        return None if fits else EngineError(f"token {token} was drawn against the grammar")
+
+    def _words_of(self, tokens: list[int]) -> np.ndarray:
+        words = np.zeros(self._num_words, np.uint32)
+        for token in tokens:
+            words[token // 32] |= np.uint32(1 << token % 32)
+        return words.view(np.int32)
+
+
+def _broken(error: Exception) -> LLMServeError:
+    return _coded(error if isinstance(error, GrammarError) else EngineError(str(error)))
+
+
+def _coded(error: LLMServeError) -> LLMServeError:
+    is_ours = not isinstance(error, GrammarError)
+    return error if is_ours else GrammarError(error.message, code=GRAMMAR_ERROR)

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""Questions about schemas in the normal form that schema.py makes."""
+
+import itertools
+import json
+from collections.abc import Callable
+from typing import Any
+
+from llmserve.structured_output.values import common, same_kind
+
+NEVER = False  # where no value fits
+Schema = dict[str, Any]
+Normal = Schema | bool  # only False, never True
+
+
+def is_small(schema: Schema | bool) -> bool:
+    """Whether it costs no more than a reference to it."""
+    return isinstance(schema, bool) or not schema.keys() & {
+        "anyOf", "properties", "items", "enum", "patternProperties"
+    }  # fmt: skip
+
+
+def is_free(part: Schema) -> bool:
+    """Whether it allows all values of its type."""
+    return part == {"type": part.get("type")} or part in (
+        {"type": "array", "items": {}},
+        {"type": "object", "properties": {}, "required": [], "additionalProperties": {}},
+    )
+
+
+def are_disjoint(parts: list[Normal], tick: Callable[[], None]) -> bool:
+    """Whether no value is valid under two of `parts`. `tick` is called often, and may raise."""
+    alive = [part for part in parts if part is not NEVER]
+    return all(_differ(a, b, tick) for a, b in itertools.combinations(alive, 2))
+
+
+def _differ(a: Any, b: Any, tick: Callable[[], None]) -> bool:
+    """Whether no value is valid under both; False where that is not obvious."""
+    tick()
+    for one, other in ((a, b), (b, a)):
+        if "anyOf" in one:
+            return all(_differ(part, other, tick) for part in one["anyOf"])
+        if "enum" in one and "enum" not in other and "type" in other:
+            return not any(same_kind(value, {other["type"]}) for value in one["enum"])
+    if "enum" in a and "enum" in b:
+        return not common(a["enum"], b["enum"])
+    if "type" not in a or "type" not in b:
+        return False
+    if a["type"] != b["type"]:
+        return {a["type"], b["type"]} != {"integer", "number"}
+    if a["type"] != "object":
+        return False
+    shared = a["properties"].keys() & b["properties"].keys()
+    both = {name for name in shared if name in a["required"] and name in b["required"]}
+    if any(_differ(a["properties"][name], b["properties"][name], tick) for name in both):
+        return True
+    return any(
+        one["additionalProperties"] is False and name not in one["properties"]
+        and not one.get("patternProperties")
+        for one, other in ((a, b), (b, a))
+        for name in other["required"]
+    )  # fmt: skip
+
+
+def is_finite(schema: Any, defs: dict[str, Any]) -> bool:
+    """Whether some value of finite length is valid: a recursion may never end."""
+    done: set[str] = set()
+
+    def ends(part: Any) -> bool:
+        if isinstance(part, bool):
+            return part
+        if "$ref" in part:
+            return part["$ref"].rpartition("/")[2] in done
+        if "anyOf" in part:
+            return any(map(ends, part["anyOf"]))
+        if part.get("type") == "object":
+            return all(ends(part["properties"].get(name, {})) for name in part["required"])
+        if part.get("type") == "array" and part.get("minItems"):
+            first = part.get("prefixItems", [])[: part["minItems"]]
+            return all(map(ends, first)) and (part["minItems"] <= len(first) or ends(part["items"]))
+        return True
+
+    while True:
+        more = {name for name, part in defs.items() if name not in done and ends(part)}
+        if not more:
+            return ends(schema)
+        done |= more
+
+
+def dump(schema: Schema) -> str:
+    """JSON text in the order in which the properties stand."""
+    return json.dumps(schema, ensure_ascii=False, separators=(",", ":"))

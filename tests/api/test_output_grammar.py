@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""What binds an answer, tried on texts with the engine that compiles it."""
+
+import json
+from typing import Any
+
+import pytest
+import xgrammar
+from xgrammar.testing import _is_grammar_accept_string as accepts
+
+from llmserve.api.output_grammar import output_params
+from llmserve.api.tools import read_tools
+from llmserve.core.structured_outputs import StructuredOutputsParams
+from llmserve.errors import RequestError
+from llmserve.parsers.registry import TOOL_PARSERS, choose_parsers
+from llmserve.structured_output.prepare import prepare
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+ASKED = StructuredOutputsParams(json=SCHEMA, param="response_format")
+CALL = '<tool_call>\n{{"name": "{}", "arguments": {}}}\n</tool_call>'
+F1, F2 = CALL.format("f", '{"a": 1}'), CALL.format("f", '{"a": "x"}')
+G1 = CALL.format("g", "{}")
+
+
+def tools(**strict: bool) -> list[dict[str, Any]]:
+    return [
+        {"type": "function", "function": {"name": "f", "parameters": SCHEMA, **strict}},
+        {"type": "function", "function": {"name": "g"}},
+    ]
+
+
+def named(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+def grammar(
+    choice: Any,
+    *,
+    thought: tuple[str, str] | None = None,
+    asked: StructuredOutputsParams | None = None,
+    parallel: bool = True,
+    parser: str = "hermes",
+    **strict: bool,
+) -> Any:
+    use = read_tools(tools(**strict), choice, parallel)
+    params = output_params(use, choose_parsers("", "", parser, None), thought, asked)
+    if params is None:
+        return None
+    spec = prepare(params, "auto")
+    if spec.kind == "json":
+        return xgrammar.Grammar.from_json_schema(spec.text)
+    return xgrammar.Grammar.from_structural_tag(spec.text)
+
+
+@pytest.mark.parametrize(
+    ("choice", "parallel", "good", "bad"),
+    [
+        ("required", True, [F1, G1, f"{F1}\n{G1}"], ["", "Hello", F2, f"Hello {F1}", f"{F1} x"]),
+        ("required", False, [F1, G1], [f"{F1}\n{G1}"]),
+        (named("g"), True, [G1], [F1, "{}", "", f"{G1}\n{G1}"]),
+    ],
+)
+def test_forced_calls(choice: Any, parallel: bool, good: list[str], bad: list[str]) -> None:
+    made = grammar(choice, parallel=parallel)
+    assert [text for text in good if not accepts(made, text)] == []
+    assert [text for text in bad if accepts(made, text)] == []
+
+
+def test_reasoning_is_free_and_comes_first() -> None:
+    opened = grammar("required", thought=("", "</think>"))
+    assert accepts(opened, f"so <tool_call> or {{\n</think>\n\n{F1}")
+    assert not accepts(opened, f"so</think>{F2}") and not accepts(opened, "so</think>Hello")
+    unopened = grammar("required", thought=("<think>", "</think>"))
+    assert accepts(unopened, f"<think>so</think>{F1}") and accepts(unopened, F1)
+
+
+def test_strict_binds_calls_and_leaves_text_free() -> None:
+    made = grammar("auto", strict=True)
+    assert accepts(made, f"Hello {F1} and {G1}") and accepts(made, "Hello")
+    assert not accepts(made, F2) and not accepts(made, CALL.format("h", "{}"))
+    assert grammar("auto") is None and grammar("none", strict=True) is None
+
+
+def test_the_asked_shape_or_calls() -> None:
+    made = grammar("auto", asked=ASKED, thought=("<think>", "</think>"))
+    assert accepts(made, '{"a": 1}') and accepts(made, f"<think>x</think>{F1}")
+    assert not accepts(made, '{"a": "x"}') and not accepts(made, F2) and not accepts(made, "Hello")
+    alone = grammar("none", asked=ASKED)
+    assert accepts(alone, '{"a": 1}') and not accepts(alone, F1)
+    assert accepts(grammar("required", asked=ASKED), F1)
+    assert not accepts(grammar("required", asked=ASKED), '{"a": 1}')
+
+
+@pytest.mark.parametrize("name", [n for n in TOOL_PARSERS if TOOL_PARSERS.load(n).envelope])
+def test_every_format_compiles_and_its_parser_reads_what_it_accepts(name: str) -> None:
+    made = grammar("required", parser=name)
+    envelope = TOOL_PARSERS.load(name).envelope
+    written = {
+        "json": '{"a": 1}',
+        "qwen_xml": "<parameter=a>\n1\n</parameter>\n",
+        "minimax_xml": '<parameter name="a">1</parameter>\n',
+        "deepseek_xml": '<｜DSML｜parameter name="a" string="false">1</｜DSML｜parameter>\n',
+        "glm_xml": "<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n",
+    }[envelope.style]
+    begin = envelope.begin.replace("{name}", "f") + ("7" + envelope.numbered) * bool(
+        envelope.numbered
+    )
+    text = envelope.before + begin + written + envelope.end + envelope.after
+    assert accepts(made, text) and not accepts(made, text.replace("1", "no"))
+    parser = choose_parsers("", "", name, "none").make({"f": SCHEMA}, "", False)
+    parts = parser.feed(text) + parser.finish(True)
+    arguments = "".join(part.text for part in parts if part.kind == "arguments")
+    assert json.loads(arguments) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("choice", "fields", "param"),
+    [
+        ("required", {"parser": "pythonic"}, "tool_choice"),
+        ("auto", {"parser": "openai", "strict": True}, "tools[0].function.strict"),
+        ("required", {"asked": StructuredOutputsParams(regex="a")}, "structured_outputs"),
+    ],
+)
+def test_what_cannot_be_enforced(choice: Any, fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(RequestError) as info:
+        grammar(choice, **fields)
+    assert info.value.param == param

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""The engine's view of a tokenizer against the frontend's."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llmserve.errors import GrammarError
+from llmserve.frontend.tokenizer import load_tokenizer
+from llmserve.structured_output.vocabulary import read_vocabulary
+from tests.helpers.tiny_models import EOS_ID, VOCAB_SIZE, write_tiny_gguf, write_tokenizer
+
+
+def _same(path: Path) -> None:
+    own = load_tokenizer(str(path))
+    assert own.piece_bytes is not None
+    vocabulary = read_vocabulary(str(path), own.vocab_size + 20, [EOS_ID, 10**6])
+    wanted = [
+        b"" if i in own.special_ids or i == EOS_ID else piece
+        for i, piece in enumerate(own.piece_bytes)
+    ]
+    assert vocabulary.tokens == wanted + [b""] * 20
+    assert vocabulary.eos_token_ids == [EOS_ID]
+    assert sum(map(bool, wanted)) > 200
+
+
+def test_folder(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    _same(tmp_path)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_gguf(tmp_path: Path, family: str) -> None:
+    _same(write_tiny_gguf(tmp_path / "tiny.gguf", family))
+
+
+def test_logits_may_be_narrower(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    assert len(read_vocabulary(str(tmp_path), 50, [EOS_ID]).tokens) == 50
+
+
+def test_what_cannot_be_bound_is_refused(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    with pytest.raises(GrammarError, match="end with"):
+        read_vocabulary(str(tmp_path), VOCAB_SIZE, [])
+    file = tmp_path / "tokenizer.json"
+    data = json.loads(file.read_text())
+    data["decoder"] = {"type": "WordPiece"}
+    file.write_text(json.dumps(data))
+    with pytest.raises(GrammarError, match="bytes of single tokens"):
+        read_vocabulary(str(tmp_path), VOCAB_SIZE, [EOS_ID])
