@@ -67,7 +67,7 @@ test-gpu: dev
 CLIENTS := .venv-clients
 $(CLIENTS)/.installed: pyproject.toml | $(BIN)/pip
 	@$(PYTHON) -m venv $(CLIENTS)
-	@$(CLIENTS)/bin/pip install --quiet litellm
+	@$(CLIENTS)/bin/pip install --quiet instructor litellm
 	@npm install --silent --no-audit --no-fund --prefix $(CLIENTS) openai
 	@touch $@
 

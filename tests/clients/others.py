@@ -16,6 +16,7 @@ from tests.helpers.server import Server
 HERE = Path(__file__).parent
 THEIRS = HERE.parents[1] / ".venv-clients"
 PROGRAMS = {
+    "use_instructor.py": [str(THEIRS / "bin" / "python"), "-W", "ignore"],
     "use_litellm.py": [str(THEIRS / "bin" / "python"), "-W", "ignore"],
     "use_openai_node.cjs": ["node"],
 }
