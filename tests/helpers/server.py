@@ -73,7 +73,8 @@ class Server:
         self.uds = arguments[arguments.index("--uds") + 1] if "--uds" in arguments else None
         self.runtime = Path(tempfile.mkdtemp(prefix="e2e-", dir="/tmp"))
         port = () if self.uds else ("--port", "0")
-        own = {"PYTHONPATH": _SRC, "XDG_RUNTIME_DIR": str(self.runtime)}
+        runtime = str(self.runtime)
+        own = {"PYTHONPATH": _SRC, "XDG_RUNTIME_DIR": runtime, "TMPDIR": runtime}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "llmserve", "serve", *arguments, *port],
             stdout=subprocess.PIPE,

@@ -288,7 +288,7 @@ def without_tests(sources: tuple[Source, ...], tests: Path) -> list[str]:
 
 def orphan_tests(tests: Path, package: Path) -> list[str]:
     """Test files outside the free folders that mirror no source file."""
-    free = ("house", "e2e", "parity", "helpers", "clients")
+    free = ("house", "e2e", "faults", "parity", "helpers", "clients")
     return [
         path.relative_to(tests).as_posix()
         for path in sorted(tests.rglob("test_*.py"))
