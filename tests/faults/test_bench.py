@@ -31,7 +31,7 @@ def test_all_hold_on_a_healthy_server(bench: Bench) -> None:
     with bench.load_and_invariants() as load:
         refused = bench.http.post("/v1/completions", json={"prompt": "x", "max_tokens": -1})
         assert refused.status_code == 400
-    assert load is not None and len(load.streams) >= 4 and len(load.probes) > 4
+    assert load is not None and len(load.streams) >= 4 and len(load.probes) >= 4
     assert len({tuple(solo.token_ids) for solo in bench.solos}) == 4
     assert all(len(set(solo.token_ids)) > 4 for solo in bench.solos)
 

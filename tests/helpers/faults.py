@@ -51,7 +51,7 @@ FLAGS = (
     "--shutdown-timeout", "5",
 )  # fmt: skip
 NUM_STREAMS = 4
-NUM_TOKENS = 48  # of each background stream
+NUM_TOKENS = 200  # of each background stream
 SETTLE_S = 10.0  # after the row, until everything must be as before
 PROBES = ("/health/live", "/health/ready")
 _PROBE_EVERY_S = 0.05
