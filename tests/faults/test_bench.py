@@ -153,13 +153,13 @@ LEAKY = """
         elif what == "processes":
             kept.append(subprocess.Popen(["sleep", "60"], stdin=subprocess.DEVNULL))
         elif what == "shm":
-            kept.append(open(f"/dev/shm/llmserve-{os.getpid()}", "w"))
-            os.unlink(kept[-1].name)
+            kept.append(open(f"/dev/shm/test-{os.getpid()}", "w"))
         elif what == "files":
             open(sys.argv[1] + "/left", "w").close()
         elif what == "memory":
             kept.append(b"x" * (30 << 20))
         elif what == "end":
+            os.unlink(f"/dev/shm/test-{os.getpid()}")
             for child in kept:
                 if isinstance(child, subprocess.Popen):
                     child.kill()

@@ -34,6 +34,7 @@ from llmserve.frontend.async_llm import AsyncLLM
 from llmserve.frontend.chat_template import ChatTemplate
 from llmserve.frontend.input_processor import InputProcessor
 from llmserve.frontend.tokenizer import Tokenizer
+from tests.helpers.frontend import FakeHeartbeat
 
 MODEL = "org/tiny"
 CONTEXT = 256
@@ -92,6 +93,8 @@ class ScriptedEngine:
 
     def __init__(self) -> None:
         self.answer: Callable[[EngineRequest], str] = lambda request: "Hello, world!"
+        self.engine = 0
+        self.heartbeat = FakeHeartbeat()
         self.step = 1
         self.delay = 0.0
         self.one_by_one = False  # one step at a time: no two are merged
@@ -149,6 +152,9 @@ class ScriptedEngine:
         self.hold = False
         for message in held:
             self.play(message)
+
+    def reconnect(self, engine: int) -> None:
+        self.engine = engine
 
     def die(self) -> None:
         """The supervisor's word that the engine is gone."""

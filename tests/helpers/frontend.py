@@ -147,12 +147,24 @@ def model_info(**changes: Any) -> ModelInfo:
     return ModelInfo(**(values | changes))
 
 
+class FakeHeartbeat:
+    """Of an engine that gets on, until a test says otherwise."""
+
+    age = 0.25
+    overdue = 0.0
+
+    def late(self, timeout: float) -> bool:
+        return self.overdue > timeout
+
+
 class FakeClient:
     """Records what is sent; `put` makes messages arrive. `on_send` may answer at once."""
 
     index = 3
 
     def __init__(self) -> None:
+        self.engine = 0
+        self.heartbeat = FakeHeartbeat()
         self.sent: list[ToEngine] = []
         self.closed = False
         self.on_send: Any = lambda message: None
@@ -165,6 +177,9 @@ class FakeClient:
     def send(self, message: ToEngine) -> None:
         self.sent.append(message)
         self.on_send(message)
+
+    def reconnect(self, engine: int) -> None:
+        self.engine = engine
 
     def put(self, *messages: FromEngine) -> None:
         self._arrived += messages

@@ -5,7 +5,7 @@
 from prometheus_client.parser import text_string_to_metric_families
 
 from llmserve.core.messages import SchedulerStats
-from llmserve.metrics.prometheus import FINISH_REASONS, MetricsPage
+from llmserve.metrics.prometheus import FINISH_REASONS, EngineHealth, MetricsPage
 from llmserve.metrics.stats import RequestStats
 from tests.helpers.api import model_info
 
@@ -29,6 +29,7 @@ GAUGES = {
     "vllm:cache_config_info",
     "llmserve:kv_blocks",
     "llmserve:max_steps_in_flight",
+    "llmserve:engine_heartbeat_age_seconds",
 }
 COUNTERS = {
     "vllm:num_preemptions",
@@ -45,6 +46,7 @@ COUNTERS = {
     "llmserve:wasted_tokens",
     "llmserve:late_results",
     "llmserve:dropped_events",
+    "llmserve:engine_restarts",
 }
 FIRST = "0.001 0.005 0.01 0.02 0.04 0.06 0.08 0.1 0.25 0.5 0.75 1.0 2.5 5.0 7.5 10.0 20.0 40.0 80.0"
 FIRST += " 160.0 640.0 2560.0"
@@ -81,7 +83,7 @@ def page(max_model_len: int = 256) -> tuple[str, RequestStats]:
     requests.finished["stop"] = 5
     requests.first_token_s.observe(0.03)
     made = MetricsPage()
-    made.add_engine("m", model_info(), lambda: STATS, requests)
+    made.add_engine("m", model_info(), lambda: STATS, requests, lambda: EngineHealth(2, 0.5))
     return made.render().decode(), requests
 
 
@@ -130,6 +132,8 @@ def test_values() -> None:
         ("llmserve:kv_blocks", {"state": "free"}, 60),
         ("llmserve:kv_blocks", {"state": "cached"}, 15),
         ("llmserve:kv_blocks", {"state": "used"}, 25),
+        ("llmserve:engine_restarts_total", {}, 2),
+        ("llmserve:engine_heartbeat_age_seconds", {}, 0.5),
         ("vllm:prefix_cache_queries_total", {}, 50),
         ("vllm:prefix_cache_hits_total", {}, 20),
         ("vllm:num_preemptions_total", {}, 4),

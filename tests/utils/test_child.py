@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 import os
+import signal
 import socket
 import stat
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from llmserve.utils.child import Child, make_run_dir, send_start
+import pytest
+
+from llmserve import envs
+from llmserve.utils.child import Child, dump_stacks, make_run_dir, send_start, sweep_run_dirs
 
 
 def test_run_dir_is_private() -> None:
@@ -62,3 +67,84 @@ def test_end_kills_a_child_that_does_not_listen() -> None:
     child = Child("timeit", {})  # any module that runs without reading its start message
     child.end(0.0)
     assert not child.alive()
+
+
+STUCK = """
+    import sys, time
+    from llmserve.utils.child import receive_start
+    start = receive_start(int(sys.argv[1]), dict)
+    open(start["path"], "w").write("1")
+    time.sleep(60)
+"""
+PARENT = """
+    import sys, threading, time
+    from llmserve.utils.child import Child
+    child = Child("stuck", {"path": sys.argv[1]})
+    print(child.process.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+def _wait(done: Callable[[], object], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_stopped_child_dies_with_its_killed_parent(tmp_path: Path) -> None:
+    """No thread of it could notice."""
+    (tmp_path / "stuck.py").write_text(textwrap.dedent(STUCK))
+    report = tmp_path / "up"
+    path = os.pathsep.join([str(Path(__file__).parents[2] / "src"), str(tmp_path)])
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(PARENT), str(report)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    ) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        _wait(report.exists)
+        os.kill(child, signal.SIGSTOP)
+        parent.kill()
+    _wait(lambda: _gone(child), 3.0)
+
+
+def test_sigusr1_is_sent_to_those_that_write_stacks_alone(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    report = tmp_path / "pid"
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(CHILD), str(theirs.fileno())],
+        pass_fds=(theirs.fileno(),),
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")},
+    ) as process:
+        theirs.close()
+        send_start(ours, {"path": str(report)})
+        _wait(lambda: report.exists() and report.read_text())
+        sleep = int(report.read_text())
+        assert dump_stacks(process.pid) == [process.pid]  # and not `sleep`, which would die
+        assert process.stderr is not None
+        text = process.stderr.readline()
+        while "Current thread" not in text:
+            text = process.stderr.readline()
+        assert process.poll() is None and not _gone(sleep)
+        ours.close()
+
+
+def test_folders_of_killed_owners_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(envs, "RUNTIME_DIR", tmp_path)
+    own = make_run_dir()
+    left, fresh, other = (tmp_path / f"llmserve-{name}" for name in ("left", "fresh", "other"))
+    for folder in (left, fresh, other):
+        folder.mkdir()
+    (left / "engine-0.sock").touch()
+    (tmp_path / "file").touch()
+    os.utime(other, (0, 0))
+    sweep_run_dirs()
+    assert {path.name for path in tmp_path.iterdir()} == {Path(own).name, "llmserve-fresh", "file"}

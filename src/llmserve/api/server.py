@@ -5,11 +5,13 @@
 import asyncio
 import contextlib
 import logging
+import shutil
 import signal
 import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
 
 import uvicorn
 import uvloop
@@ -17,7 +19,7 @@ import uvloop
 from llmserve.api.app import build_app
 from llmserve.api.state import AppState
 from llmserve.config.server import ServerConfig
-from llmserve.core.messages import EngineFailed, ModelInfo
+from llmserve.core.messages import EngineFailed, EngineLost, ModelInfo
 from llmserve.engine.channel import announce
 from llmserve.engine.client import EngineClient, model_in
 from llmserve.engine.launch import ApiStart
@@ -160,9 +162,14 @@ def _is_no_probe(record: logging.LogRecord) -> bool:
 
 async def wait_ready(client: EngineClient) -> ModelInfo:
     """Waits for the engine's word; ConfigError or EngineError if it gives up."""
-    while (model := model_in(client.receive())) is None:
+    while True:
+        messages = client.receive()
+        for message in messages:
+            if isinstance(message, EngineLost):
+                client.reconnect(message.engine)
+        if (model := model_in(messages)) is not None:
+            return model
         await asyncio.sleep(_POLL_S)
-    return model
 
 
 async def connect_engine(start: ApiStart, client: EngineClient) -> AsyncLLM:
@@ -180,11 +187,18 @@ async def connect_engine(start: ApiStart, client: EngineClient) -> AsyncLLM:
     return llm
 
 
+def sweep(start: ApiStart) -> None:
+    """Removes what a supervisor that was killed could not."""
+    if start.server.uds:
+        Path(start.server.uds).unlink(missing_ok=True)
+    shutil.rmtree(start.run_dir, ignore_errors=True)
+
+
 def main() -> int:
     """`python -m llmserve.api.server FD`. Exit codes: 0 told to stop, 1 failed, 2 user error."""
-    start = receive_start(int(sys.argv[1]), ApiStart)
+    start = receive_start(int(sys.argv[1]), ApiStart, sweep)
     configure("APIServer")
-    client = EngineClient(start.run_dir, start.client)
+    client = EngineClient(start.run_dir, start.client, start.engine)
     try:
         with socket.socket(fileno=start.socket_fd) as sock:
             uvloop.run(

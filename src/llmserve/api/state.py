@@ -15,7 +15,7 @@ from llmserve.config.server import ServerConfig
 from llmserve.errors import EngineDeadError, LLMServeError, NotFoundError, OverloadedError
 from llmserve.frontend.async_llm import AsyncLLM
 from llmserve.frontend.parsed_text import shown_tokens
-from llmserve.metrics.prometheus import MetricsPage
+from llmserve.metrics.prometheus import EngineHealth, MetricsPage
 from llmserve.metrics.stats import RequestStats
 from llmserve.parsers.registry import Parsers, choose_parsers
 from llmserve.utils.logger import get_logger
@@ -25,6 +25,7 @@ logger = get_logger(__name__)
 T = TypeVar("T")
 Phase = Literal["starting", "ready", "draining"]
 
+_RESTART_S = 5  # what a client is told to wait while the engine restarts
 _REFUSALS: dict[Phase, str] = {
     "starting": "The model is still being loaded.",
     "draining": "The server is shutting down.",
@@ -56,7 +57,13 @@ class AppState:
         self.names = self.names or [llm.model.name]
         self.stats = RequestStats(llm.model.max_model_len, lambda: llm.stats)
         llm.observer = self.stats
-        self.metrics.add_engine(self.names[0], llm.model, lambda: llm.stats, self.stats)
+        self.metrics.add_engine(
+            self.names[0],
+            llm.model,
+            lambda: llm.stats,
+            self.stats,
+            lambda: EngineHealth(llm.num_restarts, llm.heartbeat_age),
+        )
         if self.phase == "starting":
             self.phase = "ready"
 
@@ -84,11 +91,18 @@ class AppState:
 
     def engine(self) -> AsyncLLM:
         """The engine's front; OverloadedError or EngineDeadError while it takes no requests."""
-        if self.phase != "ready" or self.llm is None:
+        llm = self.llm
+        if self.phase != "ready" or llm is None:
             raise OverloadedError(_REFUSALS[self.phase], code=self.phase)
         if self.engine_is_dead:
             raise EngineDeadError("The engine ended.", code="engine_dead")
-        return self.llm
+        if llm.lost is not None:
+            message = "The engine is being restarted."
+            raise OverloadedError(message, code=llm.lost.code, retry_after=_RESTART_S)
+        if llm.is_late(self.server.engine_hang_timeout):
+            message = "The engine does not get on."
+            raise OverloadedError(message, code="engine_hung", retry_after=_RESTART_S)
+        return llm
 
     def resolve_model(self, name: str | None) -> str:
         """The name to answer with; NotFoundError lists what there is."""

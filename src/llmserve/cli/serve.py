@@ -3,10 +3,14 @@
 """`llmserve serve`: the supervisor. It owns the engine and the API server, and outlives both."""
 
 import contextlib
+import faulthandler
 import os
 import signal
 import socket
 import sys
+import time
+from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -15,19 +19,26 @@ from llmserve.cli.args import parse_flags, take
 from llmserve.cli.capacity import started_table
 from llmserve.config.engine import ENGINE_GROUPS, EngineConfig
 from llmserve.config.server import ServerConfig
-from llmserve.core.messages import EngineFailed, EngineReady, ModelInfo
+from llmserve.core.messages import EngineFailed, EngineLost, EngineReady, ModelInfo
 from llmserve.engine.launch import ApiStart, launch_engine
 from llmserve.errors import ConfigError
-from llmserve.utils.child import Child
+from llmserve.utils.child import Child, dump_stacks
 from llmserve.utils.logger import configure, get_logger
 
 logger = get_logger(__name__)
 
-DESCRIPTION = "Serve a model over the OpenAI API. Without MODEL, a small demo model."
+DESCRIPTION = (
+    "Serve a model over the OpenAI API. Without MODEL, a small demo model. SIGTERM and SIGINT let "
+    "running requests finish, a second one ends them; SIGUSR1 writes all stacks to the log. Exit "
+    "codes: 0 stopped, 1 failed (the cause is the last line), 2 cannot be served as asked."
+)
 
 _WATCH_INTERVAL_S = 0.2
 _PROBE_TIMEOUT_S = 1.0
 _GOODBYE_S = 5.0  # what the API server gets to end its streams once the engine is gone
+_MAX_RESTARTS = 3
+_RESTARTS_IN_S = 300.0
+_DUMP_S = 0.3  # for stacks to be written
 
 
 def listen(config: ServerConfig) -> socket.socket:
@@ -94,20 +105,44 @@ def ready_block(info: ModelInfo, server: ServerConfig, sock: socket.socket) -> s
     )
 
 
+@dataclass
+class Trouble:
+    """Why the processes cannot go on as they are."""
+
+    message: str
+    user_error: bool = False
+    hung: bool = False
+
+
 class Supervisor:
-    """Starts engine and API server together, and ends them together."""
+    """Starts engine and API server, restarts them when they fail, and ends them together.
+
+    A lost engine alone is replaced: the API server stays and is told. A lost API server takes the
+    engine with it, whose requests nobody would hear of.
+    """
 
     def __init__(self, engine: EngineConfig, server: ServerConfig, sock: socket.socket) -> None:
         self._server = server
         self._sock = sock
-        self._info: ModelInfo | None = None
+        self._model = engine.model
+        self._info: ModelInfo | None = None  # of the engine as it is now
         self._announced = False
         self._timeout = server.shutdown_timeout
-        self.engine = launch_engine(engine, num_clients=2)
-        self.client = self.engine.connect(1)  # hears what the engine says of itself
-        start = ApiStart(server, engine.model, self.engine.run_dir, 0, 1, sock.fileno())
-        self.api = Child("llmserve.api.server", start, (sock.fileno(),))
         self._signals = 0
+        self._wants_stacks = False
+        self._was_late = False
+        self._restarts: deque[float] = deque(maxlen=_MAX_RESTARTS)
+        self.engine = launch_engine(engine, num_clients=2)
+        self._began = time.monotonic()
+        self.client = self.engine.connect(1)  # hears what the engine says of itself
+        self.api = self._start_api()
+
+    def _start_api(self) -> Child:
+        fd = self._sock.fileno()
+        start = ApiStart(
+            self._server, self._model, self.engine.run_dir, 0, 1, fd, self.engine.number
+        )
+        return Child("llmserve.api.server", start, (fd,))
 
     def on_signal(self, signum: int, frame: FrameType | None) -> None:
         """The first asks for a drain, the second ends everything now."""
@@ -117,58 +152,110 @@ class Supervisor:
         else:
             self._timeout = 0.0
 
+    def on_sigusr1(self, signum: int, frame: FrameType | None) -> None:
+        """Asks for the stacks of all processes."""
+        self._wants_stacks = True
+
     def run(self) -> int:
-        """Watches until a signal or a death; the exit code."""
-        cause = None
-        while self.engine.alive() and self.api.alive() and not self._signals:
+        """Watches until a signal, or until restarting does not help; the exit code."""
+        while not self._signals:
             self.client.wait(_WATCH_INTERVAL_S)
-            cause = self._heard() or cause
-            if self._info and not self._announced and is_ready(self._sock):
+            if self._wants_stacks:
+                self._wants_stacks = False
+                dump_stacks(os.getpid())
+            trouble = self._trouble()
+            if trouble is not None:
+                if self._signals:
+                    break
+                if not self._restart(trouble):
+                    return self._give_up(trouble)
+            elif self._info and not self._announced and is_ready(self._sock):
                 self._announced = True
                 sys.stdout.write(ready_block(self._info, self._server, self._sock))
                 sys.stdout.flush()
-        cause = self._heard() or cause
-        if self._signals:
-            return self._drain()
-        if self.api.alive():  # so the engine is gone
+        return self._drain()
+
+    def _trouble(self) -> Trouble | None:
+        dead = not self.engine.alive(), not self.api.alive()  # what they said is there by now
+        for message in self.client.receive():
+            if isinstance(message, EngineFailed) and message.engine in (-1, self.engine.number):
+                return Trouble(message.message, message.user_error)
+            if isinstance(message, EngineReady) and message.engine == self.engine.number:
+                self._info = message.model
+        if dead[0]:
             code = self.engine.child.process.poll()
-            if cause is None:
-                self.engine.announce_death()
-                cause = EngineFailed(f"the engine process ended (exit code {code})", False)
+            return Trouble(f"the engine process ended (exit code {code})")
+        if dead[1]:
+            code = self.api.process.poll()
+            return Trouble(f"the API server process ended (exit code {code})")
+        was_late, self._was_late = self._was_late, False
+        if self._info is None:
+            limit = self._server.engine_start_timeout
+            if time.monotonic() - self._began > limit:
+                return Trouble(f"the engine was not ready after {limit:g} s")
+        elif self.engine.heartbeat.late(self._server.engine_hang_timeout):
+            self._was_late = True
+            if was_late:
+                return Trouble(
+                    f"the engine has made no step for {self.engine.heartbeat.age:.1f} s", hung=True
+                )
+        return None
+
+    def _restart(self, trouble: Trouble) -> bool:
+        """Starts anew what was lost; False where that would not help, or did not often enough."""
+        now = time.monotonic()
+        often = len(self._restarts) == _MAX_RESTARTS and now - self._restarts[0] < _RESTARTS_IN_S
+        if trouble.user_error or not self._announced or often:
+            return False
+        self._restarts.append(now)
+        logger.error("%s; restarting", trouble.message)
+        if trouble.hung:
+            dump_stacks(os.getpid())
+            time.sleep(_DUMP_S)
+        self._info, self._began = None, now
+        self.client.reconnect(self.engine.number + 1)
+        self.engine.restart()
+        if self.api.alive():
+            self.engine.announce(EngineLost(trouble.message, self.engine.number, trouble.hung))
+        else:
+            self.api.end(0.0)
+            self.api = self._start_api()
+        return True
+
+    def _give_up(self, trouble: Trouble) -> int:
+        if self.api.alive():
+            self.engine.child.end(0.0)
+            self.engine.announce_death()
             self.api.terminate()
             self.api.end(_GOODBYE_S)
-        elif cause is None:
-            code = self.api.process.poll()
-            cause = EngineFailed(f"the API server process ended (exit code {code})", False)
-        sys.stderr.write(f"llmserve: error: {cause.message}\n")
-        return 2 if cause.user_error else 1
+        times = ""
+        if len(self._restarts) == _MAX_RESTARTS and not trouble.user_error:
+            times = f"; it was restarted {_MAX_RESTARTS} times in {_RESTARTS_IN_S / 60:g} minutes"
+        sys.stderr.write(f"llmserve: error: {trouble.message}{times}\n")
+        return 2 if trouble.user_error else 1
 
     def _drain(self) -> int:
         logger.info("shutting down; requests in flight get %g s", self._timeout)
-        waited = 0.0
-        while self.api.alive() and waited < self._timeout + _GOODBYE_S and self._signals < 2:
+        end = time.monotonic() + self._timeout + _GOODBYE_S
+        told = False
+        while self.api.alive() and time.monotonic() < end and self._signals < 2:
             self.client.wait(_WATCH_INTERVAL_S)
             self.client.receive()
-            waited += _WATCH_INTERVAL_S
+            late = self.engine.heartbeat.late(self._server.engine_hang_timeout)
+            if not told and (late or not self.engine.alive()):
+                told = True
+                self.engine.announce_death()
         return 0
-
-    def _heard(self) -> EngineFailed | None:
-        for message in self.client.receive():
-            if isinstance(message, EngineFailed):
-                return message
-            if isinstance(message, EngineReady):
-                self._info = message.model
-        return None
 
     def close(self) -> None:
         """Ends what is left, and removes the sockets."""
         self.api.end(0.0)
-        self.engine.shutdown()
+        self.engine.shutdown(0.0 if self._signals > 1 else _GOODBYE_S)
         self.client.close()
 
 
 def run(argv: list[str]) -> int:
-    """Serves until told to stop. Exit codes: 0 stopped, 1 failed, 2 cannot be served as asked."""
+    """Serves until told to stop; the exit code is as DESCRIPTION says."""
     flags = parse_flags(
         argv, (*ENGINE_GROUPS, ServerConfig), prog="llmserve serve", description=DESCRIPTION
     )
@@ -179,6 +266,8 @@ def run(argv: list[str]) -> int:
         supervisor = Supervisor(engine, server, sock)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, supervisor.on_signal)
+        signal.signal(signal.SIGUSR1, supervisor.on_sigusr1)
+        faulthandler.register(signal.SIGUSR1, chain=True)
         try:
             return supervisor.run()
         finally:

@@ -12,6 +12,10 @@ def _port(value: int) -> str | None:
     return None if 0 <= value <= 65535 else "must be a port from 0 to 65535"
 
 
+def _above_zero(value: float) -> str | None:
+    return None if value > 0 else "must be above 0"
+
+
 @dataclass(frozen=True)
 class ServerConfig:
     """Address, keys and what the routes say."""
@@ -54,6 +58,14 @@ class ServerConfig:
     disable_uvicorn_access_log: bool = flag(False, "No line per HTTP request.")
     shutdown_timeout: float = flag(
         30.0, "Seconds that running requests get after SIGTERM.", check=not_negative
+    )
+    engine_start_timeout: float = flag(
+        600.0, "Seconds from an engine's start until it must be ready.", check=_above_zero
+    )
+    engine_hang_timeout: float = flag(
+        60.0,
+        "Seconds that a step may take beyond its tokens before the engine is restarted.",
+        check=_above_zero,
     )
 
     def __post_init__(self) -> None:

@@ -169,16 +169,28 @@ class ModelInfo(msgspec.Struct, kw_only=True):
 
 
 class EngineReady(msgspec.Struct, array_like=True, tag="ready"):
-    """Sent once by the engine when it can serve."""
+    """Sent once by the engine when it can serve. `engine` is how many were there before it."""
 
     model: ModelInfo
+    engine: int = 0
 
 
 class EngineFailed(msgspec.Struct, array_like=True, tag="failed"):
-    """Sent by an engine that could not start; `message` is one line for the user."""
+    """No more will come of an engine; `message` is one line for the user. `engine` is the number
+    of the one that says so; -1 is somebody else, who means it for good."""
 
     message: str
     user_error: bool
+    engine: int = -1
 
 
-FromEngine = EngineOutputs | UtilityResult | EngineReady | EngineFailed
+class EngineLost(msgspec.Struct, array_like=True, tag="lost"):
+    """Sent by the supervisor: the engine is gone, and number `engine` starts. `hung` says that it
+    did not end by itself."""
+
+    message: str
+    engine: int
+    hung: bool = False
+
+
+FromEngine = EngineOutputs | UtilityResult | EngineReady | EngineFailed | EngineLost

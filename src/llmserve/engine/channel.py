@@ -2,8 +2,9 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """The sockets and bytes between supervisor, API servers and engine.
 
-All sockets are ipc in one folder with mode 0700. The engine binds `engine.sock`; client i binds
-`client-i.sock`, which the engine connects to.
+All sockets are ipc in one folder with mode 0700. Engine number n, the first being 0, binds
+`engine-n.sock`; client i binds `client-i.sock`, which every engine connects to. So nothing that was
+meant for a dead engine reaches the next one.
 """
 
 from pathlib import Path
@@ -17,9 +18,14 @@ from llmserve.core.messages import FromEngine, ToEngine
 _MAX_MESSAGE_BYTES = 1 << 30
 
 
-def engine_address(run_dir: str) -> str:
-    """Where the engine listens."""
-    return f"ipc://{Path(run_dir, 'engine.sock')}"
+def engine_address(run_dir: str, engine: int = 0) -> str:
+    """Where engine number `engine` listens."""
+    return f"ipc://{Path(run_dir, f'engine-{engine}.sock')}"
+
+
+def heartbeat_path(run_dir: str, engine: int = 0) -> str:
+    """The page in which engine number `engine` shows that it gets on."""
+    return str(Path(run_dir, f"heartbeat-{engine}"))
 
 
 def client_address(run_dir: str, index: int) -> str:

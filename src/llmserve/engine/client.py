@@ -12,10 +12,12 @@ from llmserve.engine.channel import (
     client_address,
     drain,
     engine_address,
+    heartbeat_path,
     pull_socket,
     push_socket,
 )
 from llmserve.errors import ConfigError, EngineError
+from llmserve.utils.heartbeat import Heartbeat
 
 
 def model_in(messages: Iterable[FromEngine]) -> ModelInfo | None:
@@ -32,14 +34,25 @@ def model_in(messages: Iterable[FromEngine]) -> ModelInfo | None:
 
 
 class EngineClient:
-    """One client of one engine. `index` is what its requests carry as `client`."""
+    """One client. `index` is what its requests carry as `client`, `engine` the number of the engine
+    that it speaks to."""
 
-    def __init__(self, run_dir: str, index: int) -> None:
+    def __init__(self, run_dir: str, index: int, engine: int = 0) -> None:
         self.index = index
+        self.engine = engine
+        self.heartbeat = Heartbeat(heartbeat_path(run_dir, engine))
+        self._run_dir = run_dir
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._codec = Codec()
         self._pull = pull_socket(self._context, client_address(run_dir, index))
-        self._push = push_socket(self._context, engine_address(run_dir))
+        self._push = push_socket(self._context, engine_address(run_dir, engine))
+
+    def reconnect(self, engine: int) -> None:
+        """Speaks to another engine from now on, which may still have to start."""
+        self.engine = engine
+        self.heartbeat = Heartbeat(heartbeat_path(self._run_dir, engine))
+        self._push.close(linger=0)
+        self._push = push_socket(self._context, engine_address(self._run_dir, engine))
 
     def fileno(self) -> int:
         """Becomes readable when messages arrive; edge-triggered, so `receive` drains."""

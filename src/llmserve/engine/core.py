@@ -11,6 +11,7 @@ from llmserve.errors import LLMServeError
 from llmserve.executor.base import Executor, StepHandle
 from llmserve.scheduler.scheduler import Scheduler
 from llmserve.structured_output.manager import GrammarManager, GrammarRow
+from llmserve.utils.heartbeat import Heartbeat
 
 
 class EngineCore:
@@ -27,6 +28,7 @@ class EngineCore:
         self.executor = executor
         self.depth = depth
         self.grammars = grammars
+        self.heartbeat: Heartbeat | None = None
         self._in_flight: deque[tuple[SchedulerOutput, StepHandle, list[GrammarRow]]] = deque()
 
     @property
@@ -67,6 +69,8 @@ class EngineCore:
         """Starts the next step; finishes the oldest where the queue is full or nothing starts."""
         plan = self.scheduler.schedule() if len(self._in_flight) < self.depth else None
         if plan is not None:
+            if self.heartbeat is not None:
+                self.heartbeat.step(int(plan.num_scheduled.sum()))
             self.executor.forward(plan)
             rows = self._mask(plan)
             self._in_flight.append((plan, self.executor.sample(plan), rows))

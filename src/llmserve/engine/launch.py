@@ -2,6 +2,8 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """Starting, watching and ending the engine process."""
 
+import contextlib
+import os
 import shutil
 
 import msgspec
@@ -9,24 +11,27 @@ import msgspec
 from llmserve.config.engine import EngineConfig
 from llmserve.config.model import ModelConfig
 from llmserve.config.server import ServerConfig
-from llmserve.core.messages import EngineFailed, ModelInfo
-from llmserve.engine.channel import announce
+from llmserve.core.messages import EngineFailed, FromEngine, ModelInfo
+from llmserve.engine.channel import announce, engine_address, heartbeat_path
 from llmserve.engine.client import EngineClient, model_in
 from llmserve.errors import EngineError
 from llmserve.utils.child import Child, make_run_dir
+from llmserve.utils.heartbeat import Heartbeat
 
 
 class EngineStart(msgspec.Struct):
-    """The engine process's start message."""
+    """The engine process's start message. `engine` is how many were there before it."""
 
     config: EngineConfig
     run_dir: str
     num_clients: int
+    engine: int
 
 
 class ApiStart(msgspec.Struct):
     """An API server process's start message. `socket_fd` listens already and is inherited;
-    `supervisor` is the client that is told why the process ended."""
+    `supervisor` is the client that is told why the process ended, `engine` the number of the engine
+    to speak to."""
 
     server: ServerConfig
     model: ModelConfig
@@ -34,19 +39,37 @@ class ApiStart(msgspec.Struct):
     client: int
     supervisor: int
     socket_fd: int
+    engine: int = 0
 
 
 class EngineProcess:
-    """The engine and the folder that its sockets are in."""
+    """The engine and the folder that its sockets are in. `number` counts the engines before it."""
 
     def __init__(self, config: EngineConfig, num_clients: int, run_dir: str) -> None:
         self.run_dir = run_dir
         self.num_clients = num_clients
-        self.child = Child("llmserve.engine.process", EngineStart(config, run_dir, num_clients))
+        self.number = 0
+        self._config = config
+        self._start()
+
+    def _start(self) -> None:
+        self.heartbeat = Heartbeat(heartbeat_path(self.run_dir, self.number))
+        start = EngineStart(self._config, self.run_dir, self.num_clients, self.number)
+        self.child = Child("llmserve.engine.process", start)
+
+    def restart(self) -> None:
+        """Kills what is left of the engine, and starts the next one."""
+        self.child.end(0.0)
+        address = engine_address(self.run_dir, self.number).removeprefix("ipc://")
+        for path in (address, heartbeat_path(self.run_dir, self.number)):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        self.number += 1
+        self._start()
 
     def connect(self, index: int) -> EngineClient:
         """Client `index` of `num_clients`, for this process."""
-        return EngineClient(self.run_dir, index)
+        return EngineClient(self.run_dir, index, self.number)
 
     def alive(self) -> bool:
         """Whether the process runs."""
@@ -64,10 +87,14 @@ class EngineProcess:
                 code = self.child.process.returncode
                 raise EngineError(f"the engine process ended while starting (exit code {code})")
 
-    def announce_death(self) -> None:
-        """Tells every client what the dead engine could not."""
+    def announce(self, message: FromEngine) -> None:
+        """Tells every client what a dead engine cannot."""
         for index in range(self.num_clients):
-            announce(self.run_dir, index, EngineFailed("the engine process ended", False))
+            announce(self.run_dir, index, message)
+
+    def announce_death(self) -> None:
+        """Tells every client that no more will come."""
+        self.announce(EngineFailed("the engine process ended", False))
 
     def shutdown(self, timeout: float = 5.0) -> None:
         """Ends the engine and removes its folder; idempotent."""

@@ -26,6 +26,7 @@ from llmserve.engine.channel import (
     client_address,
     drain,
     engine_address,
+    heartbeat_path,
     pull_socket,
     push_socket,
 )
@@ -34,6 +35,7 @@ from llmserve.engine.launch import EngineStart
 from llmserve.engine.resolve import build
 from llmserve.errors import ConfigError, RequestError
 from llmserve.utils.child import receive_start
+from llmserve.utils.heartbeat import IDLE_BEAT_S, Heartbeat
 from llmserve.utils.logger import configure, get_logger
 
 logger = get_logger("llmserve.engine.process")  # as a main module, __name__ is another
@@ -46,10 +48,11 @@ class Shutdown(BaseException):
 class EngineCoreProc:
     """Feeds messages to an EngineCore and its news to the clients."""
 
-    def __init__(self, run_dir: str, num_clients: int) -> None:
+    def __init__(self, run_dir: str, num_clients: int, engine: int = 0) -> None:
+        self.heartbeat = Heartbeat(heartbeat_path(run_dir, engine))
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._codec = Codec()
-        self._inbox = pull_socket(self._context, engine_address(run_dir))
+        self._inbox = pull_socket(self._context, engine_address(run_dir, engine))
         self._clients = [
             push_socket(self._context, client_address(run_dir, index), linger_ms=1000)
             for index in range(num_clients)
@@ -67,13 +70,15 @@ class EngineCoreProc:
 
     def run(self, core: EngineCore) -> None:
         """Steps while there is work, sleeps on the socket while there is none."""
+        core.heartbeat = self.heartbeat
         poller = zmq.Poller()
         poller.register(self._inbox, zmq.POLLIN)
         if core.grammars is not None:
             poller.register(core.grammars.compiler.wake_fd, zmq.POLLIN)
         while True:
             if not core.has_work:
-                poller.poll()
+                self.heartbeat.idle()
+                poller.poll(int(IDLE_BEAT_S * 1000))
             core.release_held()
             for data in drain(self._inbox):
                 self._handle(core, data)
@@ -127,7 +132,7 @@ def main() -> int:
     start = receive_start(int(sys.argv[1]), EngineStart)
     configure("EngineCore")
     signal.signal(signal.SIGTERM, _on_sigterm)
-    proc = EngineCoreProc(start.run_dir, start.num_clients)
+    proc = EngineCoreProc(start.run_dir, start.num_clients, start.engine)
     core: EngineCore | None = None
     began = time.monotonic()
     try:
@@ -135,16 +140,16 @@ def main() -> int:
         logger.info("engine ready after %.1f s", time.monotonic() - began)
         gc.collect()
         gc.freeze()  # the model's objects live as long as we do: no collection walks them
-        proc.broadcast(EngineReady(info))
+        proc.broadcast(EngineReady(info, start.engine))
         proc.run(core)
     except Shutdown:
         return 0
     except ConfigError as error:
-        proc.broadcast(EngineFailed(str(error), True))
+        proc.broadcast(EngineFailed(str(error), True, start.engine))
         return 2
     except Exception as error:  # boundary: the process ends, and says why
         logger.exception("the engine failed")
-        proc.broadcast(EngineFailed(f"{type(error).__name__}: {error}", False))
+        proc.broadcast(EngineFailed(f"{type(error).__name__}: {error}", False, start.engine))
         return 1
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

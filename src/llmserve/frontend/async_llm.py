@@ -13,8 +13,9 @@ from typing import Any
 
 from llmserve.config.engine import EngineConfig
 from llmserve.core.messages import (
-    EngineFailed,
+    EngineLost,
     EngineOutputs,
+    EngineReady,
     ModelInfo,
     SchedulerStats,
     UtilityCall,
@@ -107,7 +108,11 @@ class RequestStream:
 
 
 class AsyncLLM:
-    """Requests in, streams out. Used from one event loop. `dead` is why no more will be served."""
+    """Requests in, streams out. Used from one event loop.
+
+    `dead` is why no more will be served; `lost` is why nothing is served until the next engine is
+    ready.
+    """
 
     def __init__(
         self,
@@ -121,10 +126,10 @@ class AsyncLLM:
         self.tokenizer = tokenizer
         self.input_processor = input_processor
         self.dead: EngineDeadError | None = None
+        self.lost: EngineDeadError | None = None
         self._client = client
         self._processor = OutputProcessor(client, tokenizer)
-        blocks = model.num_kv_blocks
-        self._processor.stats = SchedulerStats(num_blocks_total=blocks, num_blocks_free=blocks)
+        self._processor.stats = _idle(model)
         self._streams: dict[str, RequestStream] = {}
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._call_ids = itertools.count(1)
@@ -168,7 +173,7 @@ class AsyncLLM:
         while engine.alive():
             await asyncio.sleep(_WATCH_S)
         self._on_readable()
-        self._die("the engine process ended")
+        self._die("the engine process ended" if self.lost is None else self.lost.message)
 
     @property
     def stats(self) -> SchedulerStats:
@@ -183,6 +188,20 @@ class AsyncLLM:
     @observer.setter
     def observer(self, observer: RequestObserver | None) -> None:
         self._processor.observer = observer
+
+    @property
+    def num_restarts(self) -> int:
+        """Engines that there were before this one."""
+        return self._client.engine
+
+    @property
+    def heartbeat_age(self) -> float:
+        """Seconds since the engine's step loop last showed that it gets on."""
+        return self._client.heartbeat.age
+
+    def is_late(self, timeout: float) -> bool:
+        """Whether the engine's next sign is overdue by `timeout` seconds."""
+        return self._client.heartbeat.late(timeout)
 
     @property
     def num_unfinished(self) -> int:
@@ -221,8 +240,8 @@ class AsyncLLM:
         parsing: Parsing | None = None,
     ) -> RequestStream:
         """Sends a request that the input processor has checked."""
-        if self.dead is not None:
-            raise self.dead
+        if (gone := self.dead or self.lost) is not None:
+            raise gone
         request = Request(request_id, prompt_token_ids, params, prompt_text, parsing)
         stream = RequestStream(request, self._processor)
         self._processor.submit(request, priority=priority, cache_salt=cache_salt)
@@ -265,8 +284,8 @@ class AsyncLLM:
 
     async def call(self, method: str, *args: Any) -> Any:
         """A rare operation of the engine by name (`reset_prefix_cache`, `ping`)."""
-        if self.dead is not None:
-            raise self.dead
+        if (gone := self.dead or self.lost) is not None:
+            raise gone
         call_id = next(self._call_ids)
         future = asyncio.get_running_loop().create_future()
         self._calls[call_id] = future
@@ -287,12 +306,39 @@ class AsyncLLM:
                 steps.append(message)
             elif isinstance(message, UtilityResult):
                 self._answer(message)
-            elif isinstance(message, EngineFailed):
+            elif isinstance(message, EngineReady):
+                self._recover(message)
+            else:
                 self._processor.process(steps)
                 steps = []
-                self._die(message.message)
+                if isinstance(message, EngineLost):
+                    self._change_engine(message)
+                elif message.engine < 0:
+                    self._die(message.message)
+                elif message.engine == self._client.engine:  # and another one may come
+                    self._lose(EngineDeadError(message.message, code="engine_dead"))
         if steps:
             self._processor.process(steps)
+
+    def _lose(self, error: EngineDeadError) -> None:
+        self.lost = error
+        for future in self._calls.values():
+            if not future.done():
+                future.set_exception(error)
+
+    def _change_engine(self, message: EngineLost) -> None:
+        code = "engine_hung" if message.hung else "engine_dead"
+        self._lose(EngineDeadError(message.message, code=code))
+        self._client.reconnect(message.engine)
+        self._processor.stats = _idle(self.model)
+        self._processor.change_engine(
+            EngineDeadError("The engine was restarted; this request was lost with it.")
+        )
+
+    def _recover(self, message: EngineReady) -> None:
+        if message.engine == self._client.engine:
+            self.lost = None
+            self.model = message.model
 
     def _answer(self, result: UtilityResult) -> None:
         future = self._calls.get(result.call_id)
@@ -309,3 +355,8 @@ class AsyncLLM:
         for future in self._calls.values():
             if not future.done():
                 future.set_exception(self.dead)
+
+
+def _idle(model: ModelInfo) -> SchedulerStats:
+    blocks = model.num_kv_blocks
+    return SchedulerStats(num_blocks_total=blocks, num_blocks_free=blocks)

@@ -119,6 +119,7 @@ class Continuation:
         self.out_ids: list[int] = []
         self.out_logprobs: list[LogprobEntry] = []
         self.queued = False  # in request.news
+        self.message: EngineRequest | None = None  # as sent, until something comes of it
 
     def advance(self) -> bool:
         """Looks at what is new; True if the engine must be told to stop."""
@@ -213,12 +214,25 @@ class Request:
         self.news: list[Continuation] = []
         self.error: LLMServeError | None = None
         self.on_news: Callable[[], None] | None = None
+        self.resent = False
         self._prompt_logprobs: list[LogprobEntry] = []
 
     @property
     def finished(self) -> bool:
         """Whether the engine has nothing more to say about it."""
         return not self.unfinished
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything of its output came."""
+        return len(self.unfinished) < self.n or any(
+            continuation.message is None for continuation in self.unfinished.values()
+        )
+
+    def restart(self) -> None:
+        """Back to where it was when it was sent; nothing of its output came."""
+        self.resent = True
+        self._prompt_logprobs = []
 
     def take(self) -> list[Delta]:
         """What is new, one entry a continuation; raises the error that ended the request."""
@@ -288,6 +302,7 @@ class OutputProcessor:
                 priority=priority,
                 cache_salt=cache_salt,
             )
+            continuation.message = message
             self._client.send(message)
             if self.observer is not None:
                 self.observer.on_arrival(continuation.timings)
@@ -306,6 +321,26 @@ class OutputProcessor:
             for wire_id in list(request.unfinished):
                 self._forget(wire_id, "error", time.monotonic())
             request.fail(error)
+
+    def change_engine(self, error: LLMServeError) -> None:
+        """The engine was lost and the client speaks to the next one: sends what had not begun once
+        more, in its order, and ends the rest with `error`. Who was resent before is not again: it
+        may be what ends engines."""
+        requests = list({id(c.request): c.request for c in self._known.values()}.values())
+        for request in requests:
+            if request.begun or request.resent:
+                for wire_id in list(request.unfinished):
+                    self._forget(wire_id, "error", time.monotonic())
+                request.fail(error)
+                continue
+            request.restart()
+            for wire_id, continuation in list(request.unfinished.items()):
+                del self._known[wire_id], request.unfinished[wire_id]
+                wire_id = next(self._wire_ids) & 0xFFFFFFFF
+                self._known[wire_id] = request.unfinished[wire_id] = continuation
+                assert continuation.message is not None
+                continuation.message.request_id = wire_id
+                self._client.send(continuation.message)
 
     def process(self, outputs: Iterable[EngineOutputs]) -> None:
         """All steps that are there: gathers each request's news, then looks at each once."""
@@ -348,6 +383,8 @@ class OutputProcessor:
         stop = guarded(continuation.advance, lambda error: self._broken(request, error, now, stops))
         if request.error is not None:
             return
+        if continuation.timings.num_generation_tokens or continuation.ending is not None:
+            continuation.message = None
         if count := continuation.timings.num_generation_tokens - before:
             self._observe_tokens(continuation.timings, count, now)
         if stop:

@@ -4,6 +4,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
+from typing import NamedTuple
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -114,6 +115,13 @@ _HISTOGRAMS: list[tuple[str, str, Callable[[RequestStats], Histogram]]] = [
 ]
 
 
+class EngineHealth(NamedTuple):
+    """How often the engine was restarted, and the seconds since its step loop's last sign."""
+
+    num_restarts: int
+    heartbeat_age: float
+
+
 class EngineCollector(Collector):
     """Families of one engine, read at the time of the scrape."""
 
@@ -123,7 +131,9 @@ class EngineCollector(Collector):
         model: ModelInfo,
         stats: Callable[[], SchedulerStats],
         requests: RequestStats,
+        health: Callable[[], EngineHealth],
     ) -> None:
+        self._health = health
         self._labels = [name, _ENGINE]
         self._cache_config = model.cache_config
         self._stats = stats
@@ -160,6 +170,15 @@ class EngineCollector(Collector):
         yield info
         for name, help, number in _COUNTERS:
             yield self._counter(name, help, [((), number(stats))])
+        health = self._health()
+        yield self._counter(
+            "llmserve:engine_restarts", "Engines that were lost.", [((), health.num_restarts)]
+        )
+        yield self._gauge(
+            "llmserve:engine_heartbeat_age_seconds",
+            "Since the step loop last showed that it gets on; an idle one does every second.",
+            [((), health.heartbeat_age)],
+        )
         yield from self._request_counters()
         for name, help, histogram in _HISTOGRAMS:
             yield self._histogram(name, help, histogram(self._requests))
@@ -235,9 +254,10 @@ class MetricsPage:
         model: ModelInfo,
         stats: Callable[[], SchedulerStats],
         requests: RequestStats,
+        health: Callable[[], EngineHealth],
     ) -> None:
-        """`name` is the label model_name; `stats` gives the engine's latest."""
-        self._registry.register(EngineCollector(name, model, stats, requests))
+        """`name` is the label model_name; `stats` and `health` give the engine's latest."""
+        self._registry.register(EngineCollector(name, model, stats, requests, health))
 
     def render(self) -> bytes:
         """The text format."""

@@ -160,6 +160,8 @@ class RequestStats:
 
     def _look_at_step(self) -> None:
         stats = self._source()
+        if stats.num_steps < self._step:  # another engine counts anew
+            self._step = self._step_tokens = 0
         steps = stats.num_steps - self._step
         if steps > 0:
             tokens = stats.num_tokens_computed - self._step_tokens

@@ -2,18 +2,24 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """Processes of our own: started with a message, watched, and never left behind.
 
-The start message crosses an inherited socket, length first. The child reads the socket's end of
-file as its parent's death, however that came.
+The start message crosses an inherited socket, length first. A child dies with its parent, however
+that came: the kernel kills it (Linux), and it reads the socket's end of file as the parent's death.
 """
 
 import contextlib
+import ctypes
+import faulthandler
+import fcntl
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +29,10 @@ from llmserve import envs
 
 T = TypeVar("T")
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_RUN_DIR = "llmserve-"
+_UNLOCKED_S = 10.0  # an empty folder this young may be about to get its owner's lock
+_locks: list[int] = []  # of this process's folders, held until it ends
 
 
 class Child:
@@ -41,7 +51,8 @@ class Child:
             start_new_session=True,  # Ctrl-C reaches us alone
         )
         theirs.close()
-        send_start(self._channel, start)
+        with contextlib.suppress(BrokenPipeError):  # it is gone already; `alive` tells
+            send_start(self._channel, start)
 
     def alive(self) -> bool:
         """Whether the process runs."""
@@ -64,30 +75,93 @@ class Child:
 
 def send_start(channel: socket.socket, message: object) -> None:
     """Parent's side: the start message, length first. The channel stays open while we live."""
+    # The kernel's signal comes when the starting thread ends, so only the main thread may ask.
+    bound = threading.current_thread() is threading.main_thread()
     data = msgspec.msgpack.encode(message)
-    channel.sendall(len(data).to_bytes(8, "little") + data)
+    channel.sendall(len(data).to_bytes(8, "little") + bytes([bound]) + data)
 
 
-def receive_start(fd: int, kind: type[T]) -> T:
+def receive_start(fd: int, kind: type[T], sweep: Callable[[T], None] | None = None) -> T:
     """Child's side: reads the start message, then dies when the parent does.
 
-    SIGINT is left to the parent, which tells its children what to do.
+    One that is given `sweep` calls it first, to remove what the parent could not. SIGINT is left to
+    the parent, which tells its children what to do; SIGUSR1 writes all stacks to the log.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)
     channel = socket.socket(fileno=fd)
     stream = channel.makefile("rb")
     length = int.from_bytes(stream.read(8), "little")
+    bound = stream.read(1) == b"\1"
+    if bound and sweep is None and sys.platform == "linux":
+        # Works where the watching thread does not: while we are stopped, or a call keeps the lock.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     message = msgspec.msgpack.decode(stream.read(length), type=kind)
 
     def watch() -> None:
         stream.read(1)
         channel.close()
+        if sweep is not None:
+            sweep(message)
         os.killpg(0, signal.SIGKILL)  # whatever this process started goes too
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
     return message
 
 
+def dump_stacks(root: int) -> list[int]:
+    """Has `root` and all that descend from it, but not us, write their stacks to the log; their pids.
+
+    Only who handles SIGUSR1 is sent it: to others, as to one that is just starting, it is death.
+    """
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            parents[int(entry.name)] = int(fields[1])
+    found = [root]
+    for pid in found:
+        found += [child for child, parent in parents.items() if parent == pid]
+    told = [pid for pid in found if pid != os.getpid() and _handles(pid, signal.SIGUSR1)]
+    for pid in told:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGUSR1)
+    return told
+
+
+def _handles(pid: int, number: int) -> bool:
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("SigCgt:"):
+                return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    return False
+
+
 def make_run_dir() -> str:
-    """A private folder for sockets; its path is short, as socket paths must be."""
-    return tempfile.mkdtemp(prefix="llmserve-", dir=envs.RUNTIME_DIR)
+    """A private folder for sockets; its path is short, as socket paths must be.
+
+    It is locked as long as we live. Folders whose owner was killed are removed.
+    """
+    sweep_run_dirs()
+    path = tempfile.mkdtemp(prefix=_RUN_DIR, dir=envs.RUNTIME_DIR)
+    lock = os.open(path, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    _locks.append(lock)
+    return path
+
+
+def sweep_run_dirs() -> None:
+    """Removes our folders whose owner is gone: the lock of a process ends with it."""
+    for path in envs.RUNTIME_DIR.glob(f"{_RUN_DIR}*"):
+        with contextlib.suppress(OSError):  # another's folder, or another sweeps too
+            state = path.stat()
+            young = time.time() - state.st_mtime < _UNLOCKED_S and not any(path.iterdir())
+            if state.st_uid != os.getuid() or young:
+                continue
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(lock)
