@@ -13,13 +13,14 @@ ARGS ?=
 PYTEST := $(BIN)/python -m pytest
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install serve dev test test-long test-gpu test-clients lint house bench clean
+.PHONY: help install serve dev test test-long test-faults test-gpu test-clients lint house bench clean
 
 help:
 	@echo 'make serve [MODEL=...] [ARGS=...]   install, then serve on 127.0.0.1:8000'
 	@echo 'make install                        .venv with the program .venv/bin/llmserve'
 	@echo 'make test | test-long | test-gpu    tests without a GPU | also the long ones | with one'
 	@echo 'make test-clients                   other clients, in an environment of their own'
+	@echo 'make test-faults                    every fault row: what is done to a server, and what holds'
 	@echo 'make lint | house | bench           checks | numbers to judge by | offline throughput'
 
 install: $(VENV)/.installed
@@ -55,10 +56,13 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 comma := ,
 
 test: dev
-	@$(PYTEST) -m 'not gpu and not multi_gpu and not long' $(ARGS)
+	@$(PYTEST) -m 'not gpu and not multi_gpu and not long and not faults' $(ARGS)
 
 test-long: dev
-	@$(PYTEST) -m 'not gpu and not multi_gpu' $(ARGS)
+	@$(PYTEST) -m 'not gpu and not multi_gpu and not faults' $(ARGS)
+
+test-faults: dev
+	@$(PYTEST) tests/faults $(ARGS)
 
 test-gpu: dev
 	@$(PYTEST) -m 'gpu or multi_gpu' $(ARGS)

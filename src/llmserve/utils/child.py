@@ -26,6 +26,7 @@ from typing import TypeVar
 import msgspec
 
 from llmserve import envs
+from llmserve.errors import ConfigError
 
 T = TypeVar("T")
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
@@ -111,7 +112,7 @@ def receive_start(fd: int, kind: type[T], sweep: Callable[[T], None] | None = No
 
 
 def dump_stacks(root: int) -> list[int]:
-    """Has `root` and all that descend from it, but not us, write their stacks to the log; their pids.
+    """Has `root` and its descendants, but not us, write their stacks to the log; their pids.
 
     Only who handles SIGUSR1 is sent it: to others, as to one that is just starting, it is death.
     """
@@ -141,10 +142,16 @@ def _handles(pid: int, number: int) -> bool:
 def make_run_dir() -> str:
     """A private folder for sockets; its path is short, as socket paths must be.
 
-    It is locked as long as we live. Folders whose owner was killed are removed.
+    It is locked as long as we live. Folders whose owner was killed are removed. ConfigError where
+    none can be made.
     """
     sweep_run_dirs()
-    path = tempfile.mkdtemp(prefix=_RUN_DIR, dir=envs.RUNTIME_DIR)
+    try:
+        path = tempfile.mkdtemp(prefix=_RUN_DIR, dir=envs.RUNTIME_DIR)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make a folder for sockets in {envs.RUNTIME_DIR}: {error.strerror}"
+        ) from None
     lock = os.open(path, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     _locks.append(lock)

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""How a server begins and ends: T05 (killed), T27 (drained), T53 and T54 (starting), SIGUSR1."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.helpers.faults import FLAGS, Bench, TooSlow, calibrate, run_stream
+from tests.helpers.server import Server, is_alive, llmserve, processes_of
+
+
+def gone(pids: list[int], seconds: float) -> None:
+    """TooSlow unless all of them end within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while alive := [pid for pid in pids if is_alive(pid)]:
+        if time.monotonic() > deadline:
+            raise TooSlow(f"left behind: {alive}")
+        time.sleep(0.02)
+
+
+def port_is_free(port: int) -> bool:
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("when", ["serving", "loading", "stopped"])
+def test_t05_killed_supervisor(bench_model: Path, when: str) -> None:
+    """`stopped` stands for a child that is deep in a native call: no thread of it runs."""
+    server = Server(str(bench_model), *FLAGS)
+    scale = calibrate()
+    if when == "loading":
+        while len(server.pids) < 3:
+            server.pids = processes_of(server.process.pid)
+            time.sleep(0.01)
+    else:
+        server.wait_ready()
+    if when == "stopped":
+        os.kill(server.pid_of("llmserve.engine.process"), signal.SIGSTOP)
+    port = int(server.url.rpartition(":")[2]) if server.url else 0
+    with ThreadPoolExecutor(1) as pool:
+        if when == "serving":
+            ended = pool.submit(run_stream, server.http, 0, "go on", 2000)
+            while not server.metrics()["vllm:num_requests_running"]:
+                time.sleep(0.01)
+        server.process.kill()
+        server.wait()
+        gone(server.pids, 3 * scale)
+        if when == "serving":
+            assert ended.result().cut
+    assert port_is_free(port)
+    server.http.close()
+    if when != "loading":  # by the API server, which was left last; it may not have come that far
+        assert not list(server.runtime.iterdir())
+    with Server(str(bench_model), *FLAGS, env={"XDG_RUNTIME_DIR": str(server.runtime)}) as again:
+        assert again.post("/v1/completions", prompt="x", max_tokens=1)
+        assert len(list(server.runtime.glob("llmserve-*"))) == 1
+    assert not list(server.runtime.iterdir())
+    server.runtime.rmdir()
+
+
+@pytest.mark.timing
+def test_t27_drain(bench_model: Path) -> None:
+    """Short answers complete; long ones get one error event; new ones are turned away."""
+    server = Server(str(bench_model), *FLAGS, "--shutdown-timeout", "1.5")
+    scale = calibrate()
+    with server, ThreadPoolExecutor(8) as pool:
+        short = [pool.submit(run_stream, server.http, 0, f"s{n}", 100) for n in range(4)]
+        long = [pool.submit(run_stream, server.http, 0, f"l{n}", 2000) for n in range(4)]
+        while server.metrics()["vllm:num_requests_running"] < 4:
+            time.sleep(0.01)
+        with httpx.Client(base_url=server.url) as kept:
+            kept.get("/health/ready").raise_for_status()
+            server.process.send_signal(signal.SIGTERM)
+            began = time.monotonic()
+            while (probe := kept.get("/health/ready")).status_code == 200:
+                assert time.monotonic() - began < 2 * scale
+                time.sleep(0.01)
+            refused = kept.post("/v1/completions", json={"prompt": "x", "max_tokens": 1})
+        for answer in (probe, refused):
+            assert answer.status_code == 503
+            assert answer.json()["error"]["code"] == "draining"
+            assert answer.headers["connection"] == "close"
+        assert server.wait() == 0
+        took = time.monotonic() - began
+        assert [stream.result().endings for stream in short] == [["done"]] * 4
+        for stream in long:
+            ended = stream.result()
+            assert not ended.cut
+            if ended.endings == ["done"]:
+                continue  # a fast machine
+            assert ended.endings == ["error"]
+            assert json.loads(ended.error)["error"]["code"] == "draining"
+        server.check_gone()
+    if took > (1.5 + 2) * scale:
+        raise TooSlow(f"the drain of 1.5 s took {took:.1f} s")
+
+
+def test_t54_traffic_while_it_loads(bench_model: Path, tmp_path: Path) -> None:
+    """From the moment that its socket is there; the first 200 comes once the engine is ready."""
+    path = str(tmp_path / "api.sock")
+    server = Server(str(bench_model), *FLAGS, "--uds", path)
+    seen: list[tuple[int, str]] = []
+    transport = httpx.HTTPTransport(uds=path)
+    with httpx.Client(transport=transport, base_url="http://localhost", timeout=30) as early:
+        while not seen or seen[-1][0] != 200:
+            assert server.process.poll() is None, server.text
+            try:
+                answer = early.post("/v1/completions", json={"prompt": "x", "max_tokens": 2})
+            except httpx.ConnectError:
+                assert not seen, "the socket was given up"
+                time.sleep(0.01)
+                continue
+            code = "" if answer.status_code == 200 else answer.json()["error"]["code"]
+            if code:
+                assert int(answer.headers["retry-after"]) > 0
+                assert early.get("/health/live").status_code == 200
+            seen.append((answer.status_code, code))
+            time.sleep(0.02)
+    assert set(seen[:-1]) == {(503, "starting")}
+    assert "engine ready after" in server.text
+    with server:
+        pass
+
+
+def test_t53_what_a_start_cannot_have_is_one_line(bench_model: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = str(sock.getsockname()[1])
+        taken = llmserve("serve", str(bench_model), *FLAGS, "--port", port)
+    assert taken.returncode == 2 and len(taken.stdout.splitlines()) == 1
+    missing = str(tmp_path / "none")
+    env = {"XDG_RUNTIME_DIR": missing, "TMPDIR": missing}
+    unwritable = llmserve("serve", str(bench_model), *FLAGS, "--port", "0", env=env)
+    assert unwritable.returncode == 2, unwritable.stdout
+    (line,) = unwritable.stdout.splitlines()
+    assert missing in line and line.startswith("llmserve: error: ")
+
+
+@pytest.mark.faults
+def test_t53_eight_at_once(bench_model: Path) -> None:
+    servers = [Server(str(bench_model), *FLAGS) for _ in range(8)]
+    for server in servers:
+        server.wait_ready(timeout=120)
+    assert len({server.url for server in servers}) == 8
+    threads = [threading.Thread(target=server.stop) for server in servers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for server in servers:
+        with server:
+            assert server.process.returncode == 0
+
+
+def test_sigusr1_writes_the_stacks_of_all_processes(bench: Bench) -> None:
+    with bench.load_and_invariants():
+        bench.server.process.send_signal(signal.SIGUSR1)
+        deadline = time.monotonic() + 10
+        while bench.server.text.count("Current thread") < 3:
+            assert time.monotonic() < deadline, bench.server.text[-3000:]
+            time.sleep(0.05)
+    for file in ("cli/serve.py", "engine/process.py", "api/server.py"):
+        assert f'llmserve/{file}"' in bench.server.text
+
+
+def test_a_stopped_engine_does_not_keep_the_second_sigterm(bench_model: Path) -> None:
+    with Server(str(bench_model), *FLAGS) as server:
+        os.kill(server.pid_of("llmserve.engine.process"), signal.SIGSTOP)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        if server.process.poll() is None:
+            server.process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        try:
+            assert server.wait(timeout=10) == 0
+        except subprocess.TimeoutExpired:
+            raise AssertionError(server.text) from None
+        assert time.monotonic() - began < 8
