@@ -10,6 +10,7 @@ import pytest
 from llmserve.api.errors import ClientGone
 from llmserve.api.state import AppState
 from llmserve.config.server import ServerConfig
+from llmserve.core.messages import EngineLost, EngineReady
 from llmserve.errors import EngineDeadError, NotFoundError, OverloadedError, RequestError
 from tests.helpers.api import MODEL, ScriptedEngine, make_llm
 
@@ -38,6 +39,29 @@ async def test_phases() -> None:
     with pytest.raises(OverloadedError) as info:
         state.engine()
     assert info.value.code == "draining"
+    llm.shutdown()
+    engine.close()
+
+
+async def test_an_engine_that_is_late_or_lost_takes_nothing_for_a_while() -> None:
+    state, engine = AppState(ServerConfig(engine_hang_timeout=5)), ScriptedEngine()
+    llm = make_llm(engine)
+    state.attach(llm)
+    engine.heartbeat.overdue = 6.0
+    with pytest.raises(OverloadedError) as info:
+        state.engine()
+    assert info.value.code == "engine_hung" and info.value.retry_after > 1
+    engine.heartbeat.overdue = 4.0
+    assert state.engine() is llm
+    engine.push(EngineLost("gone", 1))
+    await asyncio.sleep(0.01)
+    with pytest.raises(OverloadedError) as info:
+        state.engine()
+    assert info.value.code == "engine_dead" and not state.engine_is_dead
+    engine.push(EngineReady(llm.model, 1))
+    await asyncio.sleep(0.01)
+    assert state.engine() is llm
+    assert "llmserve:engine_restarts_total" in state.metrics.render().decode()
     llm.shutdown()
     engine.close()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llmserve.core.messages import EngineFailed
+from llmserve.core.messages import EngineFailed, EngineLost, EngineReady
 from llmserve.engine.launch import launch_engine
 from llmserve.errors import ConfigError, EngineError
 from tests.helpers.fake_engine import Listener, fake_config, request
@@ -46,4 +46,31 @@ def test_death_is_announced_to_every_client(tmp_path: Path) -> None:
     for listener in listeners:
         listener.until(lambda it: any(isinstance(m, EngineFailed) for m in it.other))
         listener.client.close()
+    process.shutdown()
+
+
+def test_the_next_engine_hears_nothing_that_was_meant_for_the_last(tmp_path: Path) -> None:
+    process = launch_engine(fake_config(tmp_path, fake={"delay": 0.01}))
+    listener = Listener(process.connect(0))
+    process.wait_ready(listener.client)
+    listener.client.send(request(0, 1, [5], max_tokens=300))
+    listener.until(lambda it: it.tokens)
+    first = process.child.process.pid
+    process.child.process.send_signal(signal.SIGSTOP)
+    listener.client.send(request(0, 2, [5]))  # lost with the engine
+    process.restart()
+    process.announce(EngineLost("why", process.number))
+    listener.until(lambda it: any(isinstance(m, EngineLost) for m in it.other))
+    listener.client.reconnect(process.number)
+    listener.client.send(request(0, 3, [5], max_tokens=4))  # before it is ready
+    listener.until(lambda it: it.finished(3))
+    ready = [m for m in listener.other if isinstance(m, EngineReady)]
+    assert [m.engine for m in ready] == [1]
+    assert len(listener.tokens[3]) == 4 and not listener.finished(2)
+    assert process.child.process.pid != first
+    assert listener.client.heartbeat.num_steps > 0
+    assert {path.name for path in Path(process.run_dir).iterdir()} == {
+        "client-0.sock", "engine-1.sock", "heartbeat-1"
+    }  # fmt: skip
+    listener.client.close()
     process.shutdown()

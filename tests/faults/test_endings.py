@@ -39,7 +39,9 @@ def port_is_free(port: int) -> bool:
 
 
 @pytest.mark.timing
-@pytest.mark.parametrize("when", ["serving", "loading", "stopped"])
+@pytest.mark.parametrize(
+    "when", ["serving", "stopped", pytest.param("loading", marks=pytest.mark.faults)]
+)
 def test_t05_killed_supervisor(bench_model: Path, when: str) -> None:
     """`stopped` stands for a child that is deep in a native call: no thread of it runs."""
     server = Server(str(bench_model), *FLAGS)

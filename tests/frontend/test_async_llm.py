@@ -10,6 +10,8 @@ import pytest
 
 from llmserve.core.messages import (
     EngineFailed,
+    EngineLost,
+    EngineReady,
     EngineRequest,
     ModelInfo,
     RequestExtra,
@@ -182,6 +184,40 @@ async def test_engine_death(llm: AsyncLLM, client: FakeClient) -> None:
     assert isinstance(llm.dead, EngineDeadError)
     with pytest.raises(EngineDeadError):
         await llm.submit([5], SamplingParams(), request_id="r2")
+
+
+async def test_a_lost_engine_keeps_what_had_not_begun(llm: AsyncLLM, client: FakeClient) -> None:
+    """It is sent to the next engine once more, in its order; the rest hears of it."""
+    streams = [await llm.submit([5, n], SamplingParams(), request_id=str(n)) for n in range(3)]
+    client.put(step([(client.requests[1].request_id, 100)]))
+    await settle()
+    old = [request.request_id for request in client.requests]
+    client.put(EngineFailed("it fell over", False, engine=0))
+    await settle()
+    with pytest.raises(EngineDeadError, match="it fell over"):
+        await llm.submit([5], SamplingParams(), request_id="new")
+    client.put(EngineLost("the engine process ended", 1))
+    await settle()
+    with pytest.raises(EngineDeadError) as info:
+        await asyncio.wait_for(streams[1].next(), 5)
+    assert info.value.code == "engine_restarted"
+    again = client.requests[3:]
+    assert [request.prompt_token_ids.tolist() for request in again] == [[5, 0], [5, 2]]
+    assert not {request.request_id for request in again} & set(old)
+    assert client.engine == llm.num_restarts == 1
+    assert llm.lost is not None and llm.lost.code == "engine_dead"
+    client.put(EngineReady(llm.model, 0))  # late word of the first one
+    await settle()
+    assert llm.lost is not None
+    client.put(EngineReady(llm.model, 1), step([(again[0].request_id, 101)]))
+    assert [delta.token_ids for delta in await streams[0].next()] == [[101]]
+    assert llm.lost is None and llm.dead is None
+    client.put(EngineLost("no step", 2, hung=True))
+    for stream in (streams[0], streams[2]):  # one had begun, one was sent twice
+        with pytest.raises(EngineDeadError):
+            await asyncio.wait_for(stream.next(), 5)
+    assert len(client.requests) == 5 and llm.num_unfinished == 0
+    assert llm.lost is not None and llm.lost.code == "engine_hung"
 
 
 async def test_utility_calls(llm: AsyncLLM, client: FakeClient) -> None:
