@@ -15,6 +15,16 @@ RUNTIME_DIR: Path = Path(os.environ.get("XDG_RUNTIME_DIR") or os.environ.get("TM
 TRITON_INTERPRET: bool = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
+def log_format() -> str:
+    """Of this process's log lines: "text", or what `set_log_format` of it or its parent said."""
+    return os.environ.get("LLMSERVE_LOG_FORMAT", "text")
+
+
+def set_log_format(value: str) -> None:
+    """For this process and all that it starts."""
+    os.environ["LLMSERVE_LOG_FORMAT"] = value
+
+
 def child_environment(**overrides: str) -> dict[str, str]:
     """This process's environment for a child, with `overrides` on top.
 

@@ -11,6 +11,7 @@ LLMServeError
 ├── OverloadedError     503  starting, draining, queue full: try again
 └── EngineError         500  our side failed
     ├── EngineDeadError    503  the engine process is gone
+    ├── DeadlineError      504  the client's time ran out while the request ran
     └── NumericalError     500  the logits of this request were NaN
 """
 
@@ -79,6 +80,13 @@ class EngineDeadError(EngineError):
     status = 503
     type = "service_unavailable_error"
     code = "engine_restarted"
+
+
+class DeadlineError(EngineError):
+    """The request ran when its time was over; one that still waited is an OverloadedError."""
+
+    status = 504
+    code = "request_timeout"
 
 
 class NumericalError(EngineError):

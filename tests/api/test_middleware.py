@@ -2,13 +2,16 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """The layers around the routes, line by line of the HTTP contract."""
 
+import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 
 import pytest
 from starlette.routing import Route
 
-from llmserve.api.middleware import PROBES, route_path
+from llmserve.api import state as state_module
+from llmserve.api.middleware import PROBES, UNQUEUED, route_path
 from llmserve.api.routes import ROUTERS
 from tests.helpers.api import MODEL, Api, events, open_api
 
@@ -164,3 +167,192 @@ async def test_a_bug_is_a_500_without_its_reason(monkeypatch: pytest.MonkeyPatch
         assert answer.headers["x-request-id"]
         monkeypatch.undo()
         assert events((await api.chat(stream=True)).text)[-1] == "[DONE]"
+
+
+@pytest.mark.parametrize(
+    ("host", "passes"),
+    [
+        ("localhost", True),
+        ("LOCALHOST:8000", True),
+        ("127.0.0.1:8000", True),
+        ("[::1]:8000", True),
+        ("10.1.2.3", True),
+        ("app.localhost", True),
+        ("mine.example:8000", True),
+        ("evil.example", False),
+        ("localhost.evil.example", False),
+        ("127.0.0.1.evil.example", False),
+        ("evil.example:localhost", False),
+        ("x@localhost", False),
+    ],
+)
+async def test_hosts(host: str, passes: bool) -> None:
+    async with open_api(allowed_hosts=["Mine.example"], api_key=["k"]) as api:
+        headers = {"host": host, "x-api-key": "k"}
+        for path in ("/v1/models", "/health"):
+            answer = await api.client.get(path, headers=headers)
+            assert answer.status_code == (200 if passes else 403), path
+        assert passes or api.state.metrics.edge.refused["host"] == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "checked"),
+    [
+        ({}, True),
+        ({"host": "::1"}, True),
+        ({"host": "localhost"}, True),
+        ({"host": "0.0.0.0"}, False),
+        ({"host": "0.0.0.0", "allowed_hosts": ["a"]}, True),
+        ({"allowed_hosts": ["*"]}, False),
+        ({"uds": "/tmp/some.sock"}, False),
+    ],
+)
+async def test_where_hosts_are_checked(config: dict[str, object], checked: bool) -> None:
+    async with open_api(**config) as api:
+        answer = await api.client.get("/health", headers={"host": "evil.example"})
+        assert answer.status_code == (403 if checked else 200)
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1.5", "1e3", "x", "99999999999", "86400001", "²"])
+async def test_a_deadline_that_is_no_time_is_400(text: str) -> None:
+    async with open_api() as api:
+        body = {"prompt": "hi"}
+        headers = {"x-request-timeout-ms": text.encode()}
+        answer = await api.post("/v1/completions", body, headers=headers)  # type: ignore[arg-type]
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == "X-Request-Timeout-Ms"
+        assert api.state.metrics.edge.refused["deadline_header"] == 1
+
+
+@pytest.mark.parametrize(
+    ("most", "asked", "seconds"),
+    [(0.0, None, None), (0.0, "5000", 5), (9.0, None, 9), (9.0, "5000", 5), (2.0, "5000", 2)],
+)
+async def test_the_engine_hears_of_the_nearer_deadline(
+    most: float, asked: str | None, seconds: int | None
+) -> None:
+    async with open_api(request_timeout=most) as api:
+        headers = {} if asked is None else {"X-Request-Timeout-Ms": asked}
+        answer = await api.post("/v1/completions", {"prompt": "hi"}, headers=headers)
+        assert answer.status_code == 200
+        (request,) = api.engine.requests
+        left = request.deadline - time.monotonic()
+        assert request.deadline == 0 if seconds is None else seconds - 1 < left < seconds
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("silent", [True, False])
+async def test_an_engine_that_does_not_keep_the_deadline_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, stream: bool, silent: bool
+) -> None:
+    monkeypatch.setattr(state_module, "_DEADLINE_GRACE_S", 0.05)
+    async with open_api() as api:
+        api.engine.hold, api.engine.delay = silent, 0.04
+        body = {"prompt": "hi", "stream": stream, "max_tokens": 50}
+        headers = {"x-request-timeout-ms": "60"}
+        answer = await api.post("/v1/completions", body, headers=headers)
+        if stream and not silent:
+            assert events(answer.text)[-1]["error"]["code"] == "request_timeout"
+        else:
+            assert answer.status_code == 504
+            assert answer.json()["error"]["code"] == "request_timeout"
+        assert api.engine.aborted == [api.engine.requests[0].request_id]
+
+
+async def test_a_key_has_its_share_of_places() -> None:
+    async with open_api(api_key=["a", "b"], max_requests_per_key=2) as api:
+        api.engine.hold = True
+        a, b = {"x-api-key": "a"}, {"x-api-key": "b"}
+        body = {"prompt": "hi"}
+        held = [
+            asyncio.ensure_future(api.post("/v1/completions", body, headers=a)) for _ in range(2)
+        ]
+        while len(api.engine.requests) < 2:
+            await asyncio.sleep(0.01)
+        refused = await api.client.post("/v1/completions", content=b"{", headers=a)
+        assert refused.status_code == 429
+        assert refused.json()["error"]["type"] == "rate_limit_error"
+        assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        assert (await api.post("/tokenize", body, headers=a)).status_code == 200
+        api.engine.release()
+        assert (await api.post("/v1/completions", body, headers=b)).status_code == 200
+        assert [(await one).status_code for one in held] == [200, 200]
+        assert (await api.post("/v1/completions", body, headers=a)).status_code == 200
+        assert {request.tenant for request in api.engine.requests} == {0, 1}
+        assert not api.state._num_places and not +api.state._places
+
+
+async def test_a_full_queue_refuses_before_the_body_is_read() -> None:
+    async with open_api() as api:
+        model = api.state.llm.model  # type: ignore[union-attr]
+        model.max_num_seqs, model.max_num_queued_reqs, model.max_num_queued_tokens = 1, 1, 100
+        api.engine.hold = True
+        held = [asyncio.ensure_future(api.complete()) for _ in range(2)]
+        while len(api.engine.requests) < 2:
+            await asyncio.sleep(0.01)
+        read = False
+
+        async def content() -> AsyncIterator[bytes]:
+            nonlocal read
+            read = True
+            yield b"{}"
+
+        refused = await api.client.post("/v1/completions", content=content())
+        assert refused.status_code == 503 and not read
+        assert refused.json()["error"]["code"] == "server_is_overloaded"
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        assert (await api.client.get("/health")).status_code == 200  # overload is not unreadiness
+        api.engine.release()
+        assert [(await one).status_code for one in held] == [200, 200]
+        api.engine.stats.num_waiting_tokens = 99
+        assert (await api.complete()).status_code == 200
+        api.engine.stats.num_waiting_tokens = 100
+        assert (await api.complete()).status_code == 503
+        refusals = api.state.metrics.edge.refused
+        assert refusals["queue_full"] == refusals["queue_tokens"] == 1
+
+
+async def test_every_post_route_takes_a_place_unless_it_is_listed() -> None:
+    async with open_api(max_requests_per_key=1) as api:
+        api.state.take_place(0)
+        posts = {path for method, path in methods_and_paths(api) if method == "POST"}
+        assert {"/v1/completions", "/v1/chat/completions"} <= posts and posts >= UNQUEUED
+        for path in posts:
+            status = (await api.post(path, {})).status_code
+            assert (status == 429) == (path not in PROBES | UNQUEUED), path
+
+
+@pytest.mark.parametrize(
+    ("keys", "scope", "apart"),
+    [
+        (["key one", "key two"], "auto", True),
+        (["key one", "key two"], "global", False),
+        (["key one", "key two"], "key", True),
+        (["key one"], "auto", False),
+        (["key one"], "key", True),
+    ],
+)
+async def test_cached_prefixes_go_by_key(keys: list[str], scope: str, apart: bool) -> None:
+    async with open_api(api_key=keys, prefix_cache_scope=scope) as api:
+        for key in keys:
+            for salt in ({}, {"cache_salt": "s"}, {"cache_salt": "s"}):
+                body = {"prompt": "hi"} | salt
+                answer = await api.post("/v1/completions", body, headers={"x-api-key": key})
+                assert answer.status_code == 200
+        salts = [request.cache_salt for request in api.engine.requests]
+        assert len(set(salts)) == (2 * len(keys) if apart else 2)
+        assert (salts[0] != "") == apart and salts[1] == salts[2]
+        assert not any(key in salt for key in keys for salt in salts)
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"prompt":' + b"[" * 100_000, b'{"x":[' + b"{}," * 200_000 + b'{}],"prompt":"a"}']
+)
+async def test_json_that_is_too_much_is_a_400(body: bytes) -> None:
+    async with open_api() as api:
+        headers = {"content-type": "application/json"}
+        answer = await api.client.post("/v1/completions", content=body, headers=headers)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["code"] == "json_too_complex"
+        assert api.state.metrics.edge.refused["json_bounds"] == 1

@@ -61,8 +61,8 @@ class Running:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 22)
         data = json.dumps({"model": MODEL, "messages": MESSAGES} | body).encode()
         writer.write(
-            b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-            b"content-length: %d\r\n\r\n" % len(data) + data
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n"
+            b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(data) + data
         )
         await writer.drain()
         return reader, writer

@@ -29,6 +29,9 @@ _SOURCE = "tests/config/test_source.py::"
 _ORACLES = "tests/e2e/test_oracles.py::"
 _PROCESSES = "tests/e2e/test_processes.py::"
 _TOOLS = "tests/api/routes/chat/test_handler_tools.py::"
+_ADMIN = "tests/api/test_admin.py::"
+_MIDDLEWARE = "tests/api/test_middleware.py::"
+_PROTOCOL = "tests/api/test_protocol.py::"
 _HERE = "tests/e2e/test_flags.py::"
 _GRAPHS = "tests/worker/test_cuda_graph.py::"
 
@@ -79,6 +82,15 @@ SEEN_BY = {
     "test_a_full_queue_is_503",
     "SchedulerConfig.max_num_seqs": _HERE + "test_max_num_seqs",
     "SchedulerConfig.scheduling_policy": _ORACLES + "test_priority_goes_first",
+    "ServerConfig.admin_socket": _ADMIN + "test_the_socket_is_the_owners_and_resets_the_cache",
+    "ServerConfig.allowed_hosts": _MIDDLEWARE + "test_hosts",
+    "ServerConfig.log_format": "tests/faults/test_edges.py::test_t47_logs",
+    "ServerConfig.max_requests_per_key": _MIDDLEWARE + "test_a_key_has_its_share_of_places",
+    "ServerConfig.prefix_cache_scope": _MIDDLEWARE + "test_cached_prefixes_go_by_key",
+    "ServerConfig.read_timeout": _PROTOCOL + "test_a_request_that_does_not_arrive_is_408",
+    "ServerConfig.request_timeout": _MIDDLEWARE + "test_the_engine_hears_of_the_nearer_deadline",
+    "ServerConfig.write_timeout": _PROTOCOL
+    + "test_who_stops_reading_is_cut_off_and_its_request_ends",
     "ServerConfig.allowed_origins": _PROCESSES + "test_keys_names_and_prefix",
     "ServerConfig.api_key": _PROCESSES + "test_keys_names_and_prefix",
     "ServerConfig.chat_template": _HERE + "test_server_flags",

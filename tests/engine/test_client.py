@@ -24,7 +24,7 @@ def test_both_directions_and_the_descriptor() -> None:
     client = EngineClient(run_dir, 3)
     client.send(AbortRequests(3, [1]))  # nobody listens yet: kept
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    inbox = pull_socket(context, engine_address(run_dir))
+    inbox = pull_socket(context, engine_address(run_dir), 1 << 20)
     codec = Codec()
     assert inbox.poll(2000)
     assert [codec.decode_to_engine(data) for data in drain(inbox)] == [AbortRequests(3, [1])]

@@ -279,7 +279,7 @@ async def open_api(
     if ready:
         state.attach(llm)
     transport = httpx.ASGITransport(build_app(state))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield Api(state, engine, client)
     llm.shutdown()
     engine.close()

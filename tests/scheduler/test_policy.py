@@ -11,7 +11,7 @@ from llmserve.config.scheduler import SchedulerConfig
 from llmserve.core.messages import EngineRequest
 from llmserve.core.request import Request
 from llmserve.core.sampling_params import SamplingParams
-from llmserve.scheduler.policy import WaitingQueue, order_of, prompt_gates
+from llmserve.scheduler.policy import Turns, WaitingQueue, order_of, prompt_gates
 
 
 def _request(order: tuple[int, int]) -> Request:
@@ -71,3 +71,32 @@ def test_queue_against_a_sorted_list() -> None:
         assert len(queue._heap) <= 2 * len(model) + 130, "the dead are not cleared away"
     assert popped > 500
     assert {r.order for r in queue} == {r.order for r in model}
+
+
+def test_one_tenant_is_served_by_arrival() -> None:
+    rng, turns = random.Random(0), Turns()
+    taken: list[int] = []
+    for _ in range(500):
+        taken.append(turns.take(0, rng.randrange(1, 50), rng.randrange(1000)))
+        if rng.random() < 0.5:
+            turns.started(rng.choice(taken))
+    assert taken == sorted(set(taken))
+
+
+def test_who_asks_for_little_goes_before_the_backlog_of_others() -> None:
+    turns = Turns()
+    many = [turns.take(0, 10, 0) for _ in range(100)]
+    for turn in many[:30]:
+        turns.started(turn)
+    few = turns.take(1, 10, 0)
+    assert many[29] <= few < many[31]
+    assert turns.take(1, 10, 0) == few + 10  # and then they alternate
+
+
+def test_time_without_requests_is_no_credit() -> None:
+    turns = Turns()
+    for _ in range(100):
+        turns.started(turns.take(0, 10, 0))
+    late = [turns.take(1, 10, 0) for _ in range(3)]
+    again = turns.take(0, 10, 0)
+    assert late[0] < again < late[2]

@@ -10,6 +10,7 @@ from llmserve.core.messages import EngineRequest
 from llmserve.core.sampling_params import SamplingParams
 from llmserve.core.scheduler_output import SchedulerOutput
 from llmserve.errors import RequestError
+from llmserve.scheduler import scheduler as scheduler_module
 from tests.helpers.simulation import Episode, World
 
 
@@ -307,3 +308,71 @@ def test_cost_depends_on_neither_the_queue_nor_the_context() -> None:
     assert measure(64, 10_000, SHORT, 150).p50 < 2 * base.p50
     assert measure(64, 0, LONG, 150).p50 < 2.5 * base.p50
     assert measure(256, 0, SHORT, 150).p50 < 3 * base.p50, "a loop over rows would be four times"
+
+
+# -- deadlines
+
+
+def _timed(prompt: list[int], wire_id: int, deadline: float) -> EngineRequest:
+    message = _message(prompt, wire_id, max_tokens=30, ignore_eos=True, seed=1)
+    message.deadline = deadline
+    message.params.extra_args = {"content": 0}
+    return message
+
+
+def test_a_deadline_ends_a_request_wherever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(scheduler_module.time, "monotonic", lambda: now)
+    episode = _episode(scheduler={"max_num_seqs": 2, "max_num_batched_tokens": 8})
+    scheduler = episode.scheduler
+    scheduler.add(_timed([1] * 4, 1, 101.0))  # will decode
+    scheduler.add(_timed([2] * 30, 2, 102.0))  # will be in its prompt
+    scheduler.add(_timed([3] * 4, 3, 103.0))  # will wait
+    scheduler.add(_timed([4] * 4, 4, 0.0))
+    told: dict[int, tuple[str | None, str | None]] = {}
+
+    def step() -> None:
+        plan = scheduler.schedule()
+        if plan is not None:
+            scheduler.commit(plan, episode.worker.execute(plan))
+        for news in scheduler.take_outputs().values():
+            for wire_id, extra in news.extras.items():
+                if extra.finish_reason is not None:
+                    told[wire_id] = extra.error, extra.finish_reason
+        scheduler.check_integrity()
+
+    step()
+    step()
+    assert scheduler.stats().num_running == 2 and not told
+    now = 110.0
+    scheduler.slots.free.clear()  # so that the third cannot start in the step that frees a slot
+    step()
+    assert told == {
+        1: ("request_timeout", "error"),
+        2: ("request_timeout", "error"),
+        3: ("queue_timeout", "error"),
+    }
+    assert scheduler.stats().num_expired == 3
+    while scheduler.has_unfinished():
+        step()
+    assert told[4] == (None, "length")
+    assert scheduler.kv.pool.num_available == scheduler.kv.pool.num_blocks - 1
+
+
+def test_deadlines_of_finished_requests_do_not_pile_up() -> None:
+    scheduler = _episode().scheduler
+    for wire_id in range(1000):
+        scheduler.add(_timed([1], wire_id, 1e9))
+        scheduler.abort(4, wire_id)
+    assert len(scheduler._deadlines) < 100
+
+
+def test_a_bug_in_admission_fails_its_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = _episode().scheduler
+    monkeypatch.setattr(scheduler._admission, "_check_pool", lambda request: 1 / 0)
+    scheduler.add(_message([1, 2]))
+    monkeypatch.undo()
+    scheduler.add(_message([1, 2], 2))
+    extras = scheduler.take_outputs()[4].extras
+    assert extras[1].error == "server_error" and "division" not in (extras[1].message or "")
+    assert list(extras) == [1] and scheduler.stats().num_waiting == 1

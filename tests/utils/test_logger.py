@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+import json
 import logging
 import os
+import subprocess
+import sys
 
 import pytest
 
+from llmserve import envs
 from llmserve.utils.logger import configure, get_logger
 
 
@@ -22,3 +26,49 @@ def test_lines_say_process_file_and_text(capsys: pytest.CaptureFixture[str]) -> 
     assert len(lines) == 1
     assert lines[0].startswith(f"(Tester pid={os.getpid()}) INFO ")
     assert lines[0].endswith("] hello 7") and "[test_logger.py:" in lines[0]
+
+
+def test_nothing_that_is_logged_ends_a_line_or_speaks_to_a_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own = logging.getLogger("llmserve")
+    before = own.handlers[:], own.level, own.propagate
+    try:
+        configure("Tester")
+        get_logger("llmserve.x").warning("a%sb", "\r\nforged\x1b[31m\u2028 é")
+        (line,) = capsys.readouterr().err.splitlines()
+    finally:
+        own.handlers[:], own.level, own.propagate = before
+    assert line.endswith(r"a\r\nforged\x1b[31m\u2028 éb")
+
+
+_CHILD = """
+import logging, sys
+from llmserve import envs
+from llmserve.utils.logger import configure, get_logger
+configure("Child")
+get_logger("llmserve.x").info("one\\n%s", "\\x1b two")
+logging.getLogger("asyncio").error("three")
+try:
+    1 / 0
+except ZeroDivisionError:
+    get_logger("llmserve.x").exception("four")
+raise RuntimeError("five")
+"""
+
+
+def test_json_lines_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMSERVE_LOG_FORMAT", "text")  # put back at the end
+    envs.set_log_format("json")
+    child = subprocess.run(
+        [sys.executable, "-c", _CHILD],
+        env=envs.child_environment(),
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    lines = [json.loads(line) for line in child.stderr.splitlines()]
+    assert [line["message"] for line in lines] == ["one\n\x1b two", "three", "four", "uncaught"]
+    assert "ZeroDivisionError" in lines[2]["exception"] and "five" in lines[3]["exception"]
+    assert {line["process"] for line in lines} == {"Child"}
+    assert [line["level"] for line in lines] == ["INFO", "ERROR", "ERROR", "CRITICAL"]

@@ -13,8 +13,10 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 import msgspec
 from fastapi import Request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from starlette.requests import ClientDisconnect
 
 from llmserve.api.errors import (
+    ClientGone,
     HttpError,
     from_validation,
     invalid_type,
@@ -78,7 +80,10 @@ async def read_json(request: Request) -> dict[str, Any]:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise RequestError("Unsupported Content-Type: only application/json is allowed.")
-    data = await request.body()
+    try:
+        data = await request.body()
+    except ClientDisconnect:
+        raise ClientGone from None
     try:
         body = msgspec.json.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

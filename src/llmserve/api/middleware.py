@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
-"""Pure ASGI layers, outermost first: Envelope, (CORS), Auth, BodyLimit."""
+"""Pure ASGI layers, outermost first: Envelope, HostCheck, (CORS), Auth, Gate, BodyLimit."""
 
 import hashlib
 import hmac
+import ipaddress
 import time
 import uuid
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -14,12 +15,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmserve.api.errors import HttpError, error_response, internal_error
 from llmserve.api.fields import valid_request_id
+from llmserve.api.json_bounds import JsonBounds
 from llmserve.api.sse import RAW_SEND
+from llmserve.api.state import AppState
+from llmserve.errors import LLMServeError, RequestError
+from llmserve.frontend.caller import CALLER, Caller
 from llmserve.utils.logger import get_logger
 
 logger = get_logger(__name__)
 
 PROBES = frozenset(("/health", "/health/live", "/health/ready", "/ping"))
+UNQUEUED = frozenset(("/tokenize", "/detokenize"))  # POSTs that the engine never hears of
+_MAX_TIMEOUT_MS = 24 * 3600 * 1000
+_KEY = "llmserve.key"  # in the scope: the index of the API key
 _REQUEST_ID = "llmserve.request_id"  # in the scope: (id, whether the client brought it)
 
 
@@ -84,12 +92,50 @@ class Envelope:
             await error_response(internal_error())(inner, receive, wrapped)
 
 
+class HostCheck:
+    """403 for a Host that a page of somebody else may have brought here by DNS rebinding.
+
+    Which needs a name: IP addresses pass, and so does a request without the header, which no
+    browser sends. `names` are the names that pass besides localhost.
+    """
+
+    def __init__(self, app: ASGIApp, names: Iterable[str], refused: Callable[[str], None]) -> None:
+        self._app = app
+        self._names = frozenset(name.lower() for name in names) | {"localhost", ""}
+        self._refused = refused
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Lets a request pass, or answers 403."""
+        if scope["type"] != "http" or self._passes(Headers(scope=scope).getlist("host")):
+            await self._app(scope, receive, send)
+            return
+        self._refused("host")
+        refusal = HttpError(
+            403, "This server does not go by the name in Host (see --allowed-hosts).", code="host"
+        )
+        await error_response(refusal)(scope, receive, send)
+
+    def _passes(self, hosts: list[str]) -> bool:
+        if len(hosts) > 1:
+            return False
+        host = hosts[0].lower() if hosts else ""
+        name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+        if name in self._names or name.endswith(".localhost"):
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
+
+
 class Auth:
     """A key for everything but the probes."""
 
-    def __init__(self, app: ASGIApp, keys: Iterable[str]) -> None:
+    def __init__(self, app: ASGIApp, keys: Iterable[str], refused: Callable[[str], None]) -> None:
         self._app = app
-        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys if key]
+        self._digests = key_digests(keys)
+        self._refused = refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lets a request pass, or answers 401."""
@@ -99,9 +145,11 @@ class Auth:
         headers = Headers(scope=scope)
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         key = bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        if self._known(key):
-            await self._app(scope, receive, send)
+        index = self._index(key)
+        if index is not None:
+            await self._app(dict(scope) | {_KEY: index}, receive, send)
             return
+        self._refused("unauthorized")
         if key:
             refusal = HttpError(401, "Incorrect API key provided.", code="invalid_api_key")
         else:
@@ -111,29 +159,92 @@ class Auth:
         refusal.headers["www-authenticate"] = "Bearer"
         await error_response(refusal)(scope, receive, send)
 
-    def _known(self, key: str) -> bool:
+    def _index(self, key: str) -> int | None:
         digest = hashlib.sha256(key.encode("latin-1")).digest()  # the bytes of the header
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        return any(matches)
+        return matches.index(True) if any(matches) else None
+
+
+def key_digests(keys: Iterable[str]) -> list[bytes]:
+    """SHA-256 of each API key, equal ones once."""
+    return list(dict.fromkeys(hashlib.sha256(key.encode()).digest() for key in keys if key))
+
+
+class Gate:
+    """A place for each request that may reach the engine, taken before its body is read.
+
+    `salts` are what each key's cached prefixes go by, none where all share them.
+    """
+
+    def __init__(self, app: ASGIApp, state: AppState, salts: list[bytes]) -> None:
+        self._app = app
+        self._state = state
+        self._salts = salts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Lets a request pass on behalf of its caller, or answers 400, 429 or 503."""
+        path = route_path(scope) if scope["type"] == "http" else ""
+        if scope["type"] != "http" or scope["method"] != "POST" or path in PROBES | UNQUEUED:
+            await self._app(scope, receive, send)
+            return
+        key: int = scope.get(_KEY, 0)
+        try:
+            caller = self._caller(key, Headers(scope=scope).get("x-request-timeout-ms"))
+            self._state.take_place(key)
+        except LLMServeError as error:
+            await error_response(error)(scope, receive, send)
+            return
+        token = CALLER.set(caller)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            CALLER.reset(token)
+            self._state.leave_place(key)
+
+    def _caller(self, key: int, timeout_ms: str | None) -> Caller:
+        times = [self._state.server.request_timeout] if self._state.server.request_timeout else []
+        if timeout_ms is not None:
+            if not (timeout_ms.isascii() and timeout_ms.isdecimal() and len(timeout_ms) <= 8):
+                raise self._bad_timeout()
+            if not 1 <= int(timeout_ms) <= _MAX_TIMEOUT_MS:
+                raise self._bad_timeout()
+            times.append(int(timeout_ms) / 1000)
+        return Caller(
+            deadline=time.monotonic() + min(times) if times else 0.0,
+            tenant=key,
+            salt=self._salts[key] if self._salts else b"",
+            least_priority=0,
+        )
+
+    def _bad_timeout(self) -> RequestError:
+        self._state.metrics.edge.refuse("deadline_header")
+        return RequestError(
+            f"X-Request-Timeout-Ms must be an integer from 1 to {_MAX_TIMEOUT_MS}.",
+            param="X-Request-Timeout-Ms",
+        )
 
 
 class BodyLimit:
-    """413 for a body over `limit` bytes, by its declared length or as its bytes arrive."""
+    """413 for a body over `limit` bytes, by its declared length or as its bytes arrive; 400 for
+    JSON beyond JsonBounds."""
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    def __init__(self, app: ASGIApp, limit: int, refused: Callable[[str], None]) -> None:
         self._app = app
         self._limit = limit
+        self._refused = refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Counts what `receive` hands out."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        declared = Headers(scope=scope).get("content-length", "")
+        headers = Headers(scope=scope)
+        declared = headers.get("content-length", "")
         if declared.isdecimal() and int(declared[:20]) > self._limit:
             await error_response(self._refusal())(scope, receive, send)
             return
         seen = 0
+        bounds = JsonBounds() if "json" in headers.get("content-type", "").lower() else None
 
         async def counted() -> MutableMapping[str, Any]:
             nonlocal seen
@@ -141,11 +252,18 @@ class BodyLimit:
             seen += len(message.get("body", b""))
             if seen > self._limit:
                 raise self._refusal()
+            if bounds is not None and (body := message.get("body")):
+                try:
+                    bounds.feed(body)
+                except RequestError:
+                    self._refused("json_bounds")
+                    raise
             return message
 
         await self._app(scope, counted, send)
 
     def _refusal(self) -> HttpError:
+        self._refused("body_too_large")
         return HttpError(
             413,
             f"The request body is larger than {self._limit} bytes.",

@@ -5,18 +5,24 @@
 import asyncio
 import contextlib
 import logging
+import os
+import resource
 import shutil
 import signal
 import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import uvicorn
 import uvloop
 
+from llmserve.api.admin import build_admin
 from llmserve.api.app import build_app
+from llmserve.api.protocol import BoundedProtocol, ConnectionLimits
 from llmserve.api.state import AppState
 from llmserve.config.server import ServerConfig
 from llmserve.core.messages import EngineFailed, EngineLost, ModelInfo
@@ -36,6 +42,8 @@ LOG_INTERVAL_S = 10.0
 _KEEP_ALIVE_S = 75  # idle connections; longer than the usual proxy keeps its side
 _LAST_BYTES_S = 2  # for error events to reach sockets that may be full
 _POLL_S = 0.05
+_SPARE_DESCRIPTORS = 96  # for all that is no connection of a client
+_MOST_DESCRIPTORS = 65536
 _TRACE = 5  # uvicorn's level under DEBUG
 
 
@@ -60,7 +68,7 @@ async def serve(
     `connect` raised.
     """
     state = AppState(server, served_names)
-    http = _Server(_uvicorn_config(state))
+    http = _Server(_uvicorn_config(state, build_app(state), _connections()))
     stop = asyncio.Event()
     hurry = asyncio.Event()
 
@@ -72,19 +80,25 @@ async def serve(
     serving = asyncio.ensure_future(http.serve(sockets=[sock]))
     starting = asyncio.ensure_future(_start(state, connect))
     stopping = asyncio.ensure_future(stop.wait())
+    admin = asyncio.ensure_future(_serve_admin(state)) if server.admin_socket else None
     try:
-        await asyncio.wait({serving, starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        ends = {serving, stopping, *([admin] if admin else [])}
+        await asyncio.wait({starting, *ends}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done() and starting.exception() is None:
-            await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         await _drain(state, hurry)
         http.should_exit = True
         await serving
         if starting.done():
             starting.result()
+        if admin is not None and admin.done():
+            admin.result()
     finally:
         loop.remove_signal_handler(signal.SIGTERM)
-        for task in (serving, starting, stopping):
+        for task in (serving, starting, stopping, *([admin] if admin else [])):
             task.cancel()
+        if server.admin_socket:
+            Path(server.admin_socket).unlink(missing_ok=True)
         if state.llm is not None:
             state.llm.shutdown()
 
@@ -127,7 +141,33 @@ async def _drain(state: AppState, hurry: asyncio.Event) -> None:
             await asyncio.wait_for(state.idle.wait(), _LAST_BYTES_S)
 
 
-def _uvicorn_config(state: AppState) -> uvicorn.Config:
+async def _serve_admin(state: AppState) -> None:
+    path = state.server.admin_socket
+    assert path is not None
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        if Path(path).is_socket():  # left by a server that was killed; never a file
+            os.unlink(path)
+        before = os.umask(0o177)
+        try:
+            sock.bind(path)
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {path}: {error.strerror}") from None
+        finally:
+            os.umask(before)
+        config = _uvicorn_config(state, build_admin(state), _SPARE_DESCRIPTORS // 4)
+        await _Server(config).serve(sockets=[sock])
+
+
+def _connections() -> int:
+    """How many clients there are descriptors for, once as many are asked for as may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return max(_SPARE_DESCRIPTORS, most - _SPARE_DESCRIPTORS)
+
+
+def _uvicorn_config(state: AppState, app: Any, max_connections: int) -> uvicorn.Config:
     server = state.server
     level = server.uvicorn_log_level.upper()
     own = logging.getLogger("llmserve")
@@ -140,9 +180,12 @@ def _uvicorn_config(state: AppState) -> uvicorn.Config:
     access.filters[:] = [_is_no_probe]
     if server.disable_uvicorn_access_log:
         access.handlers.clear()
+    limits = ConnectionLimits(
+        server.read_timeout, server.write_timeout, max_connections, state.metrics.edge.refuse
+    )
     return uvicorn.Config(
-        build_app(state),
-        http="httptools",
+        app,
+        http=cast(type[BoundedProtocol], partial(BoundedProtocol, limits)),
         ws="none",
         lifespan="off",
         log_config=None,

@@ -4,7 +4,8 @@
 
 The status line waits for the first news of the engine, so that a refused request is a real error
 status; a silent engine gets it after one keep-alive interval. While a socket is full, `send` waits
-and the deltas behind it are merged by their RequestStream: a slow reader gets fewer, larger chunks.
+and the deltas behind it are merged by their RequestStream: a slow reader gets fewer, larger chunks,
+and one for whom too much is held is given up.
 """
 
 import asyncio
@@ -24,6 +25,7 @@ logger = get_logger(__name__)
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
+MAX_HELD_BYTES = 192 << 10  # beside the 64 KiB that a connection buffers
 RAW_SEND = "llmserve.send"  # in the scope: the server's own send, past all middleware
 
 
@@ -55,6 +57,8 @@ class EventStream(Response):
         self.background = None
         self._state = state
         self._generation = generation
+        for stream in generation.streams:
+            stream.bound(MAX_HELD_BYTES // (generation.n * len(generation.streams)))
         self._writer = writer
         self._started = False
         self._busy = False

@@ -4,17 +4,26 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Coroutine, Sequence
 from typing import Any, Literal, TypeVar
 
 from fastapi import Request
 from starlette.types import Receive
 
-from llmserve.api.errors import ClientGone, missing
+from llmserve.api.errors import ClientGone, HttpError, missing
 from llmserve.config.server import ServerConfig
-from llmserve.errors import EngineDeadError, LLMServeError, NotFoundError, OverloadedError
+from llmserve.errors import (
+    DeadlineError,
+    EngineDeadError,
+    LLMServeError,
+    NotFoundError,
+    OverloadedError,
+)
 from llmserve.frontend.async_llm import AsyncLLM
+from llmserve.frontend.caller import CALLER
 from llmserve.frontend.parsed_text import shown_tokens
+from llmserve.metrics.edge import DrainRate
 from llmserve.metrics.prometheus import EngineHealth, MetricsPage
 from llmserve.metrics.stats import RequestStats
 from llmserve.parsers.registry import Parsers, choose_parsers
@@ -26,6 +35,8 @@ T = TypeVar("T")
 Phase = Literal["starting", "ready", "draining"]
 
 _RESTART_S = 5  # what a client is told to wait while the engine restarts
+_DEADLINE_GRACE_S = 1.0  # the engine, which knows whether a request still waits, answers first
+
 _REFUSALS: dict[Phase, str] = {
     "starting": "The model is still being loaded.",
     "draining": "The server is shutting down.",
@@ -48,7 +59,11 @@ class AppState:
         self.background: asyncio.Task[None] | None = None
         self.idle = asyncio.Event()
         self.idle.set()
+        self.num_keys = 0
         self._running: dict[asyncio.Task[Any], LLMServeError | None] = {}
+        self._places: Counter[int] = Counter()  # by key
+        self._num_places = 0
+        self._drain_rate = DrainRate()
 
     def attach(self, llm: AsyncLLM) -> None:
         """The engine is ready; requests are taken from now on."""
@@ -119,6 +134,42 @@ class AppState:
             )
         return name
 
+    def take_place(self, key: int) -> None:
+        """A place for one request of the key, to be left once it is answered.
+
+        HttpError 429 where the key has as many as it may, OverloadedError where the engine has.
+        """
+        model = self.llm.model if self.llm is not None else None
+        most = 0
+        if model is not None and model.max_num_queued_reqs:
+            most = model.max_num_seqs + model.max_num_queued_reqs
+        most_of_key = self.server.max_requests_per_key
+        if most_of_key is None:
+            most_of_key = most // 2 if self.num_keys > 1 else 0
+        if most_of_key and self._places[key] >= most_of_key:
+            self.metrics.edge.refuse("key_limit")
+            raise _too_many(most_of_key, self._drain_rate.seconds(1))
+        if self.llm is not None and model is not None:
+            stats = self.llm.stats
+            if most and max(self._num_places, self.llm.num_unfinished) >= most:
+                self._overloaded("queue_full", "requests", stats.num_waiting)
+            tokens = model.max_num_queued_tokens
+            if tokens and stats.num_waiting_tokens >= tokens:
+                self._overloaded("queue_tokens", "prompt tokens", stats.num_waiting)
+        self._places[key] += 1
+        self._num_places += 1
+
+    def leave_place(self, key: int) -> None:
+        """The request of a `take_place` is answered."""
+        self._places[key] -= 1
+        self._num_places -= 1
+        self._drain_rate.ended()
+
+    def _overloaded(self, reason: str, what: str, num_waiting: int) -> None:
+        self.metrics.edge.refuse(reason)
+        seconds = self._drain_rate.seconds(max(num_waiting, 1) // 2)
+        raise OverloadedError(f"Too many {what} are waiting.", retry_after=seconds)
+
     @property
     def num_running(self) -> int:
         """Requests between admission and their last byte."""
@@ -129,6 +180,10 @@ class AppState:
         for task in self._running:
             self._running[task] = error
             task.cancel()
+
+    def _expire(self, task: asyncio.Task[Any]) -> None:
+        self._running[task] = DeadlineError("The request took longer than its time.")
+        task.cancel()
 
     async def watched(self, receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         """Runs `work` while the client is there.
@@ -141,6 +196,10 @@ class AppState:
         gone.add_done_callback(lambda _: task.cancel())
         self._running[task] = None
         self.idle.clear()
+        timer = None
+        if deadline := CALLER.get().deadline:
+            left = deadline - time.monotonic() + _DEADLINE_GRACE_S
+            timer = asyncio.get_running_loop().call_later(left, self._expire, task)
         try:
             return await task
         except asyncio.CancelledError:
@@ -151,9 +210,22 @@ class AppState:
             raise
         finally:
             gone.cancel()
+            if timer is not None:
+                timer.cancel()
             del self._running[task]
             if not self._running:
                 self.idle.set()
+
+
+def _too_many(most: int, retry_after: int) -> HttpError:
+    error = HttpError(
+        429,
+        f"This API key has {most} requests in flight already.",
+        code="rate_limit_exceeded",
+        headers={"retry-after": str(retry_after), "retry-after-ms": str(retry_after * 1000)},
+    )
+    error.type = "rate_limit_error"
+    return error
 
 
 async def _disconnect(receive: Receive) -> None:

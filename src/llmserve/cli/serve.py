@@ -261,6 +261,7 @@ def run(argv: list[str]) -> int:
     )
     server = take(flags, ServerConfig)
     engine = EngineConfig.from_flags(**flags)
+    envs.set_log_format(server.log_format)
     configure("Supervisor")
     with listen(server) as sock:
         supervisor = Supervisor(engine, server, sock)

@@ -31,7 +31,7 @@ class SchedulerConfig:
         4096, "Waiting requests before 503; 0 is no limit.", check=not_negative, parse=size
     )
     max_num_queued_tokens: int = flag(
-        0, "Waiting prompt tokens before 503; 0 is no limit.", check=not_negative, parse=size
+        8 << 20, "Waiting prompt tokens before 503; 0 is no limit.", check=not_negative, parse=size
     )
 
     def __post_init__(self) -> None:

@@ -26,6 +26,12 @@ class ServerConfig:
     api_key: list[str] = flag(
         [], "Keys that clients must bring; also LLMSERVE_API_KEY.", repeat=True
     )
+    allowed_hosts: list[str] = flag(
+        [],
+        "Host names that requests may carry besides localhost and IP addresses; * is any. Checked "
+        "where --host is a loopback address, or where this is given.",
+        repeat=True,
+    )
     allowed_origins: list[str] = flag([], "Origins that browsers may call from.", repeat=True)
     root_path: str = flag("", "Path prefix that a proxy strips.")
     chat_template: str | None = flag(None, "Jinja file or text used instead of the model's.")
@@ -48,6 +54,36 @@ class ServerConfig:
         15.0, "Seconds between comments on a silent stream; 0 is none.", check=not_negative
     )
     max_request_bytes: int = flag(64 << 20, "Largest request body.", check=positive)
+    read_timeout: float = flag(
+        30.0,
+        "Seconds that a client has to send its request, and 1 more for each 16 KiB of its body.",
+        check=_above_zero,
+    )
+    write_timeout: float = flag(
+        30.0, "Seconds after which a client that reads nothing is cut off.", check=_above_zero
+    )
+    request_timeout: float = flag(
+        0.0,
+        "Longest a request may take, in seconds; X-Request-Timeout-Ms may ask for less. 0 is no "
+        "limit.",
+        check=not_negative,
+    )
+    max_requests_per_key: int | None = flag(
+        None,
+        "Most requests of one API key at a time; 0 is no limit. Default: with several keys, half "
+        "of what runs and waits in all.",
+        check=not_negative,
+    )
+    prefix_cache_scope: str = flag(
+        "auto",
+        "Who shares cached prefixes: all, or each API key for itself (auto where there are "
+        "several).",
+        choices=("auto", "global", "key"),
+    )
+    admin_socket: str | None = flag(
+        None, "Unix socket for POST /reset_prefix_cache, for its owner alone."
+    )
+    log_format: str = flag("text", "Log lines as text or as JSON.", choices=("text", "json"))
     enable_log_requests: bool = flag(False, "Log each request's id and lengths, never its text.")
     disable_log_stats: bool = flag(False, "No periodic line about throughput.")
     uvicorn_log_level: str = flag(

@@ -6,7 +6,7 @@ One message a step each way. Columns are raw little-endian numpy bytes: a step o
 buffers, not 256 objects. A wire request id is a uint32 that its client counts up and never reuses.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -15,18 +15,23 @@ from llmserve.core.kv_spec import AnyKVSpec
 from llmserve.core.sampling_params import SamplingParams
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+WireId = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
+Index = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
+Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=1e12)]  # which NaN is not
 
 
 class EngineRequest(msgspec.Struct, array_like=True, tag="req", kw_only=True):
     """A request on its way to the engine. `prompt` is int32 token ids."""
 
-    client: int
-    request_id: int
+    client: Index
+    request_id: WireId
     prompt: bytes
     params: SamplingParams
-    arrival: float  # time.monotonic() of this host, seconds
+    arrival: Seconds  # time.monotonic() of this host, seconds
     priority: int = 0
     cache_salt: str = ""
+    deadline: Seconds = 0.0  # time.monotonic() of this host; 0 is none
+    tenant: Index = 0  # requests of different tenants take turns
 
     @property
     def prompt_token_ids(self) -> np.ndarray:
@@ -37,14 +42,14 @@ class EngineRequest(msgspec.Struct, array_like=True, tag="req", kw_only=True):
 class AbortRequests(msgspec.Struct, array_like=True, tag="abort"):
     """Ids whose caller has gone, or whose stop string was found. Unknown ids are ignored."""
 
-    client: int
-    request_ids: list[int]
+    client: Index
+    request_ids: list[WireId]
 
 
 class UtilityCall(msgspec.Struct, array_like=True, tag="call"):
     """A rare operation by name: `reset_prefix_cache`, `ping`. Answered by UtilityResult."""
 
-    client: int
+    client: Index
     call_id: int
     method: str
     args: list[Any] = []
@@ -64,6 +69,13 @@ class LogprobColumns(msgspec.Struct, array_like=True, gc=False):
     token_ids: bytes
     logprobs: bytes
     ranks: bytes
+
+    def __post_init__(self) -> None:
+        size, rows = 4 * self.n * self.width, 4 * self.n
+        if min(self.n, self.width) < 0 or (
+            (size, size, rows) != (len(self.token_ids), len(self.logprobs), len(self.ranks))
+        ):
+            raise ValueError(f"columns that are not {self.n} rows of {self.width}")
 
     @classmethod
     def pack(
@@ -126,6 +138,9 @@ class SchedulerStats(msgspec.Struct, array_like=True, kw_only=True):
     max_in_flight: int = 0
     num_late_results: int = 0  # results of rows that were aborted or preempted meanwhile
     num_dropped_events: int = 0  # aborts and results for ids that nobody knows
+    num_waiting_tokens: int = 0  # prompt tokens of the requests that wait
+    num_expired: int = 0  # requests whose deadline passed
+    num_dropped_frames: int = 0  # messages to the engine that were none
 
 
 class EngineOutputs(msgspec.Struct, array_like=True, tag="out", kw_only=True):
@@ -135,6 +150,10 @@ class EngineOutputs(msgspec.Struct, array_like=True, tag="out", kw_only=True):
     tokens: bytes = b""
     extras: dict[int, RequestExtra] = {}
     stats: SchedulerStats | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.ids) != len(self.tokens) or len(self.ids) % 4:
+            raise ValueError("ids and tokens that do not match")
 
 
 class UtilityResult(msgspec.Struct, array_like=True, tag="result"):
@@ -166,6 +185,9 @@ class ModelInfo(msgspec.Struct, kw_only=True):
     max_num_batched_tokens: int
     fingerprint: str
     cache_config: dict[str, str]  # labels of vllm:cache_config_info
+    max_num_seqs: int = 0  # what runs at once
+    max_num_queued_reqs: int = 0  # what waits at most; 0 is no limit
+    max_num_queued_tokens: int = 0  # the same in prompt tokens
 
 
 class EngineReady(msgspec.Struct, array_like=True, tag="ready"):

@@ -17,7 +17,7 @@ class Request:
     """
 
     __slots__ = (
-        "arrival", "block_hashes", "cache_salt", "client", "finish_reason", "key",
+        "arrival", "block_hashes", "cache_salt", "client", "deadline", "finish_reason", "key",
         "max_total_tokens", "num_blocks_wanted", "num_cached_tokens", "num_in_flight",
         "num_preemptions", "num_prompt_tokens", "order", "params", "prompt_logprobs_done",
         "queue_time", "seed", "slot", "stop_token_ids", "told_start", "tokens", "waits_for",
@@ -30,7 +30,7 @@ class Request:
         max_model_len: int,
         eos_token_ids: frozenset[int],
         seed: int = 0,
-        order: tuple[int, int] = (0, 0),
+        order: tuple[int, ...] = (0, 0),
     ) -> None:
         params = message.params
         self.client = message.client
@@ -38,6 +38,7 @@ class Request:
         self.key = message.client << 32 | message.request_id
         self.params: SamplingParams = params
         self.arrival = message.arrival
+        self.deadline = message.deadline
         self.cache_salt = message.cache_salt
         self.seed = seed
         self.order = order  # smaller runs first

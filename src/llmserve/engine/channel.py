@@ -15,7 +15,8 @@ import zmq
 
 from llmserve.core.messages import FromEngine, ToEngine
 
-_MAX_MESSAGE_BYTES = 1 << 30
+MAX_TO_ENGINE_BYTES = 128 << 20  # a prompt of 4 bytes a token, and its parameters
+MAX_FROM_ENGINE_BYTES = 512 << 20  # a step of whole-vocabulary log-probabilities
 
 
 def engine_address(run_dir: str, engine: int = 0) -> str:
@@ -33,12 +34,12 @@ def client_address(run_dir: str, index: int) -> str:
     return f"ipc://{Path(run_dir, f'client-{index}.sock')}"
 
 
-def pull_socket(context: zmq.Context[Any], address: str) -> zmq.Socket[bytes]:
-    """A bound receiving socket."""
+def pull_socket(context: zmq.Context[Any], address: str, max_bytes: int) -> zmq.Socket[bytes]:
+    """A bound receiving socket; the sender of a longer message is cut off."""
     pull: zmq.Socket[bytes] = context.socket(zmq.PULL)
     pull.setsockopt(zmq.RCVHWM, 0)
     pull.setsockopt(zmq.LINGER, 0)
-    pull.setsockopt(zmq.MAXMSGSIZE, _MAX_MESSAGE_BYTES)
+    pull.setsockopt(zmq.MAXMSGSIZE, max_bytes)
     pull.bind(address)
     return pull
 
@@ -75,11 +76,15 @@ class Codec:
 
 
 def drain(pull: zmq.Socket[bytes]) -> list[bytes]:
-    """All messages that are there, without waiting."""
+    """All messages that are there, without waiting. One in parts is none, and comes as b""."""
     messages = []
     while True:
         try:
-            messages.append(pull.recv(zmq.NOBLOCK))
+            data = pull.recv(zmq.NOBLOCK)
+            whole = not pull.getsockopt(zmq.RCVMORE)
+            while pull.getsockopt(zmq.RCVMORE):
+                pull.recv(zmq.NOBLOCK)
+            messages.append(data if whole else b"")
         except zmq.Again:
             return messages
 

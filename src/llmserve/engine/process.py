@@ -22,6 +22,7 @@ from llmserve.core.messages import (
     UtilityResult,
 )
 from llmserve.engine.channel import (
+    MAX_TO_ENGINE_BYTES,
     Codec,
     client_address,
     drain,
@@ -35,6 +36,7 @@ from llmserve.engine.launch import EngineStart
 from llmserve.engine.resolve import build
 from llmserve.errors import ConfigError, RequestError
 from llmserve.utils.child import receive_start
+from llmserve.utils.guard import guarded
 from llmserve.utils.heartbeat import IDLE_BEAT_S, Heartbeat
 from llmserve.utils.logger import configure, get_logger
 
@@ -52,7 +54,9 @@ class EngineCoreProc:
         self.heartbeat = Heartbeat(heartbeat_path(run_dir, engine))
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._codec = Codec()
-        self._inbox = pull_socket(self._context, engine_address(run_dir, engine))
+        self._inbox = pull_socket(
+            self._context, engine_address(run_dir, engine), MAX_TO_ENGINE_BYTES
+        )
         self._clients = [
             push_socket(self._context, client_address(run_dir, index), linger_ms=1000)
             for index in range(num_clients)
@@ -87,6 +91,7 @@ class EngineCoreProc:
             outputs = core.take_outputs()
             if outputs:
                 stats = core.stats()
+                stats.num_dropped_frames = self.num_bad_messages
                 for client, news in outputs.items():
                     news.stats = stats
                     self.send(client, news)
@@ -95,12 +100,10 @@ class EngineCoreProc:
         try:
             message = self._codec.decode_to_engine(data)
         except (msgspec.DecodeError, RequestError, RecursionError) as error:
-            self.num_bad_messages += 1
-            logger.error("dropped a message that is none: %s", error)
+            self._drop(str(error))
             return
-        if not 0 <= message.client < len(self._clients):
-            self.num_bad_messages += 1
-            logger.error("dropped a message of unknown client %d", message.client)
+        if message.client >= len(self._clients):
+            self._drop(f"there is no client {message.client}")
         elif isinstance(message, EngineRequest):
             core.add(message)
         elif isinstance(message, AbortRequests):
@@ -108,11 +111,17 @@ class EngineCoreProc:
         else:
             self._call(core, message)
 
+    def _drop(self, reason: str) -> None:
+        self.num_bad_messages += 1
+        if self.num_bad_messages.bit_count() == 1:  # 1, 2, 4, 8 ...: no flood of lines
+            logger.error("dropped %d messages; the last: %s", self.num_bad_messages, reason[:200])
+
     def _call(self, core: EngineCore, message: UtilityCall) -> None:
-        try:
-            result = UtilityResult(message.call_id, core.call(message.method, message.args))
-        except LookupError as error:
-            result = UtilityResult(message.call_id, error=str(error))
+        call_id = message.call_id
+        result = guarded(
+            lambda: UtilityResult(call_id, core.call(message.method, message.args)),
+            lambda error: UtilityResult(call_id, error=f"{type(error).__name__}: {error}"),
+        )
         self.send(message.client, result)
 
     def close(self) -> None:

@@ -234,4 +234,7 @@ def _model_info(
             for field in dataclasses.fields(config.cache)
         }
         | {"num_gpu_blocks": str(kv.num_blocks - 1)},
+        max_num_seqs=config.scheduler.max_num_seqs or 0,
+        max_num_queued_reqs=config.scheduler.max_num_queued_reqs,
+        max_num_queued_tokens=config.scheduler.max_num_queued_tokens,
     )

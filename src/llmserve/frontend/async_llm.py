@@ -88,6 +88,10 @@ class RequestStream:
                 self._waiter = None
         return request.take()
 
+    def bound(self, max_held_bytes: int) -> None:
+        """Ends the request where more than about this much is left untaken of a continuation."""
+        self._request.max_held_bytes = max_held_bytes
+
     def abort(self) -> None:
         """Stops what still runs; idempotent."""
         self._processor.abort(self._request)

@@ -23,6 +23,7 @@ from llmserve.core.sampling_params import SamplingParams
 from llmserve.core.structured_outputs import GRAMMAR_ERROR
 from llmserve.engine.client import EngineClient
 from llmserve.errors import (
+    DeadlineError,
     EngineDeadError,
     EngineError,
     GrammarError,
@@ -31,6 +32,7 @@ from llmserve.errors import (
     OverloadedError,
     RequestError,
 )
+from llmserve.frontend.caller import CALLER
 from llmserve.frontend.detokenizer import OutputText
 from llmserve.frontend.parsed_text import ParsedText, Parsing
 from llmserve.frontend.tokenizer import Tokenizer
@@ -39,14 +41,22 @@ from llmserve.utils.logger import get_logger
 
 logger = get_logger(__name__)
 
+_ID_BYTES = 8
+_LOGPROB_BYTES = 16
+
 LogprobEntry = tuple[list[int], list[float], int]  # token ids, log-probabilities, the token's rank
 
 _ERRORS: dict[str, type[LLMServeError]] = {
     "server_is_overloaded": OverloadedError,
+    "queue_timeout": OverloadedError,
+    "request_timeout": DeadlineError,
     "numerical_error": NumericalError,
     "engine_restarted": EngineDeadError,
     "server_error": EngineError,
 }
+
+
+_CODES = {"queue_timeout": "queue_timeout"}  # where the class does not say it
 
 
 class RequestTimings(msgspec.Struct, kw_only=True):
@@ -118,6 +128,7 @@ class Continuation:
         self.out_parts: list[Part] = []
         self.out_ids: list[int] = []
         self.out_logprobs: list[LogprobEntry] = []
+        self.held_bytes = 0  # about what is looked at and not taken
         self.queued = False  # in request.news
         self.message: EngineRequest | None = None  # as sent, until something comes of it
 
@@ -130,6 +141,8 @@ class Continuation:
             del ids[stopped:], logprobs[stopped:]
         self.out_ids += ids
         self.out_logprobs += logprobs
+        self.held_bytes += _ID_BYTES * len(ids)
+        self.held_bytes += sum(_LOGPROB_BYTES * len(entry[0]) for entry in logprobs)
         self.timings.num_generation_tokens += len(ids)
         ended_by_engine = self.ending is not None
         if self.text is not None and self.text.stop_reason is not None:
@@ -158,6 +171,7 @@ class Continuation:
             self.text.finish()
         if text := self.text.take():
             self.out_text.append(text)
+            self.held_bytes += len(text)
         return None if self.text.stop_reason is None else used
 
     def _add_parts(self, text: ParsedText, hidden: bool) -> None:
@@ -185,6 +199,7 @@ class Continuation:
             delta.hidden, parsed.hidden = parsed.hidden, []
             delta.num_reasoning, parsed.num_reasoning = parsed.num_reasoning, 0
         self.out_text, self.out_ids, self.out_logprobs = [], [], []
+        self.held_bytes = 0
         self.queued = False
         return delta
 
@@ -213,6 +228,7 @@ class Request:
         self.unfinished: dict[int, Continuation] = {}  # by wire id
         self.news: list[Continuation] = []
         self.error: LLMServeError | None = None
+        self.max_held_bytes: int | None = None  # of one continuation, before it is given up
         self.on_news: Callable[[], None] | None = None
         self.resent = False
         self._prompt_logprobs: list[LogprobEntry] = []
@@ -286,7 +302,12 @@ class OutputProcessor:
         return len(self._known)
 
     def submit(self, request: Request, *, priority: int = 0, cache_salt: str = "") -> None:
-        """Sends `n` engine requests."""
+        """Sends `n` engine requests, on behalf of the `CALLER` of this context."""
+        caller = CALLER.get()
+        if 0 < caller.deadline <= time.monotonic():
+            raise OverloadedError(
+                "The request's time was over before it ran.", code="queue_timeout"
+            )
         prompt = np.asarray(request.prompt_token_ids, np.int32).tobytes()
         for index in range(request.n):
             wire_id = next(self._wire_ids) & 0xFFFFFFFF
@@ -299,8 +320,10 @@ class OutputProcessor:
                 prompt=prompt,
                 params=params,
                 arrival=request.arrival,
-                priority=priority,
-                cache_salt=cache_salt,
+                priority=caller.bounded(priority),
+                cache_salt=caller.salted(cache_salt),
+                deadline=caller.deadline,
+                tenant=caller.tenant,
             )
             continuation.message = message
             self._client.send(message)
@@ -378,6 +401,11 @@ class OutputProcessor:
         ending = continuation.ending
         if ending is not None and ending.error is not None:
             self._fail(request, _error(ending, request.params), now, stops, wire_id)
+            return
+        most = request.max_held_bytes
+        if most is not None and continuation.queued and continuation.held_bytes > most:
+            failure = EngineError("The client did not read its stream.", code="slow_reader")
+            self._fail(request, failure, now, stops, None if ending is None else wire_id)
             return
         before = continuation.timings.num_generation_tokens
         stop = guarded(continuation.advance, lambda error: self._broken(request, error, now, stops))
@@ -470,7 +498,9 @@ def _error(extra: RequestExtra, params: SamplingParams) -> LLMServeError:
             f"Invalid value for '{params.grammar.param}': {message}.", param=params.grammar.param
         )
     kind = _ERRORS.get(code)
-    return RequestError(message, code=code) if kind is None else kind(message)
+    return (
+        RequestError(message, code=code) if kind is None else kind(message, code=_CODES.get(code))
+    )
 
 
 def _child_params(params: SamplingParams, index: int) -> SamplingParams:

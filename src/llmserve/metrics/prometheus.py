@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from llmserve.core.messages import ModelInfo, SchedulerStats
+from llmserve.metrics.edge import EdgeStats
 from llmserve.metrics.stats import Histogram, RequestStats, kv_cache_usage
 
 _LABELS = ["model_name", "engine"]
@@ -33,6 +34,7 @@ _Number = Callable[[SchedulerStats], float]
 _GAUGES: list[tuple[str, str, _Number]] = [
     ("vllm:num_requests_running", "Requests that hold KV blocks.", lambda s: s.num_running),
     ("vllm:num_requests_waiting", "Requests in the queue.", lambda s: s.num_waiting),
+    ("llmserve:waiting_tokens", "Prompt tokens in the queue.", lambda s: s.num_waiting_tokens),
     ("vllm:kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1.", kv_cache_usage),
     ("llmserve:max_steps_in_flight", "Most steps in flight at once.", lambda s: s.max_in_flight),
 ]
@@ -61,6 +63,12 @@ _COUNTERS: list[tuple[str, str, _Number]] = [
         "llmserve:dropped_events",
         "Aborts and results for requests that nobody knows.",
         lambda s: s.num_dropped_events,
+    ),
+    ("llmserve:expired", "Requests whose deadline passed.", lambda s: s.num_expired),
+    (
+        "llmserve:dropped_frames",
+        "Messages to the engine that were none.",
+        lambda s: s.num_dropped_frames,
     ),
 ]
 _HISTOGRAMS: list[tuple[str, str, Callable[[RequestStats], Histogram]]] = [
@@ -245,6 +253,8 @@ class MetricsPage:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        self.edge = EdgeStats()
+        self._registry.register(self.edge)
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
 

@@ -11,7 +11,7 @@ from llmserve.core.messages import EngineRequest
 from llmserve.core.request import Request
 from llmserve.errors import ContextLengthError, OverloadedError, RequestError
 from llmserve.kv_cache.manager import KVCacheManager
-from llmserve.scheduler.policy import WaitingQueue, order_of
+from llmserve.scheduler.policy import Turns, WaitingQueue, order_of
 
 
 class Admission:
@@ -33,6 +33,7 @@ class Admission:
         self.eos_token_ids = eos_token_ids
         self.seed = seed
         self.num_admitted = 0
+        self.turns = Turns()
 
     def admit(self, message: EngineRequest, waiting: WaitingQueue, num_held: int = 0) -> Request:
         """Raises RequestError for what can never run, OverloadedError where the queue is full.
@@ -41,10 +42,13 @@ class Admission:
         """
         self._check_prompt(message)
         message.params.check_token_ids(self.logits_width)
-        order = order_of(self.config.scheduling_policy, message.priority, self.num_admitted)
-        request = Request(message, self.max_model_len, self.eos_token_ids, order=order)
+        request = Request(message, self.max_model_len, self.eos_token_ids)
         self._check_pool(request)
         self._check_queue(request, waiting, num_held)
+        num_prompt, total = request.num_prompt_tokens, request.max_total_tokens
+        turn = self.turns.take(message.tenant, num_prompt, total - num_prompt)
+        policy = self.config.scheduling_policy
+        request.order = order_of(policy, message.priority, self.num_admitted, turn)
         seed = message.params.seed
         request.seed = self._seed_of(request) if seed is None else seed
         self.num_admitted += 1

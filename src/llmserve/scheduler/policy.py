@@ -11,9 +11,35 @@ from llmserve.core.request import Request
 Gate = Callable[[int, int], int]  # (tokens to do, tokens left in the step) -> tokens, 0 = not now
 
 
-def order_of(policy: str, priority: int, arrival: int) -> tuple[int, int]:
+_MOST_EXPECTED = 256  # tokens that a request is expected to make, whatever it allows
+
+
+def order_of(policy: str, priority: int, arrival: int, turn: int = 0) -> tuple[int, int, int]:
     """Sort key of a request: smaller runs first, larger is preempted first."""
-    return (priority if policy == "priority" else 0), arrival
+    return (priority if policy == "priority" else 0), turn, arrival
+
+
+class Turns:
+    """Start-time fair queueing: who asks for much waits behind those who ask for little.
+
+    A tenant's turn comes after the work that it has asked for, counted from what runs now; so one
+    tenant alone is served by arrival, and an idle one gathers no credit.
+    """
+
+    def __init__(self) -> None:
+        self._now = 0
+        self._next: dict[int, int] = {}
+
+    def take(self, tenant: int, num_prompt_tokens: int, max_new_tokens: int) -> int:
+        """The turn of the tenant's next request."""
+        turn = max(self._now, self._next.get(tenant, 0))
+        cost = num_prompt_tokens + min(max_new_tokens, _MOST_EXPECTED)
+        self._next[tenant] = turn + max(cost, 1)
+        return turn
+
+    def started(self, turn: int) -> None:
+        """A request with this turn runs."""
+        self._now = max(self._now, turn)
 
 
 def prompt_gates(config: SchedulerConfig) -> tuple[Gate, ...]:
@@ -37,7 +63,7 @@ class WaitingQueue:
     """A heap of requests by `order`. One that finished meanwhile is skipped when it comes up."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[tuple[int, int], Request]] = []
+        self._heap: list[tuple[tuple[int, ...], Request]] = []
         self._num_finished = 0
         self.num_prompt_tokens = 0
 

@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """What runs in the next step, and what the results of a step mean."""
 
+import heapq
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -15,13 +16,23 @@ from llmserve.core.kv_spec import KVCacheConfig, RecurrentStateSpec
 from llmserve.core.messages import EngineOutputs, EngineRequest, FinishReason, SchedulerStats
 from llmserve.core.request import Request
 from llmserve.core.scheduler_output import ModelRunnerOutput, NewRequest, SchedulerOutput
-from llmserve.errors import LLMServeError, NumericalError
+from llmserve.errors import (
+    DeadlineError,
+    EngineError,
+    LLMServeError,
+    NumericalError,
+    OverloadedError,
+)
 from llmserve.kv_cache.manager import KVCacheManager
 from llmserve.kv_cache.prefix_hash import block_hash
 from llmserve.scheduler.admission import Admission
 from llmserve.scheduler.outbox import Outbox, cut
 from llmserve.scheduler.policy import WaitingQueue, prompt_gates
 from llmserve.scheduler.slots import Slots
+from llmserve.utils.guard import guarded
+from llmserve.utils.logger import get_logger
+
+logger = get_logger(__name__)
 
 _ONE = np.array(1, np.int64)  # numpy is slower with a Python integer
 _NO_BLOCKS = np.empty((0, 4), np.int32)
@@ -91,6 +102,7 @@ class Scheduler:
         self.held: set[int] = set()  # keys of requests that wait for something outside
         self.requests: dict[int, Request] = {}
         self.counters = SchedulerStats()
+        self._deadlines: list[tuple[float, int]] = []  # heap of (deadline, key); may be finished
         self._eos_token_ids = frozenset(eos_token_ids)
         self._num_drafts = num_draft_tokens
         self._no_drafts = np.zeros(config.max_num_seqs, np.int32)
@@ -118,10 +130,11 @@ class Scheduler:
         if message.client << 32 | message.request_id in self.requests:
             self.counters.num_dropped_events += 1
             return
-        try:
-            request = self._admission.admit(message, self.waiting, len(self.held))
-        except LLMServeError as error:
-            self._tell_error(message.client, message.request_id, error)
+        request = guarded(
+            lambda: self._admission.admit(message, self.waiting, len(self.held)),
+            lambda error: self._refuse(message, error),
+        )
+        if request is None:
             return
         params = request.params
         if request.max_total_tokens == request.num_prompt_tokens and (
@@ -134,6 +147,11 @@ class Scheduler:
             self.held.add(request.key)
         else:
             self.waiting.push(request)
+        if request.deadline:
+            if len(self._deadlines) > 64 + 2 * len(self.requests):
+                self._deadlines = [item for item in self._deadlines if item[1] in self.requests]
+                heapq.heapify(self._deadlines)
+            heapq.heappush(self._deadlines, (request.deadline, request.key))
 
     def release(self, key: int) -> None:
         """A held request may run; nothing happens where it has ended meanwhile."""
@@ -145,6 +163,25 @@ class Scheduler:
         """Ends a request, wherever it is, with an error; nothing happens where it has ended."""
         request = self.requests.get(key)
         if request is not None:
+            self._finish(request, "error", error=error)
+
+    def _refuse(self, message: EngineRequest, error: Exception) -> None:
+        if not isinstance(error, LLMServeError):
+            logger.error("a request could not be taken", exc_info=error)
+            error = EngineError("The engine could not take this request.")
+        self._tell_error(message.client, message.request_id, error)
+
+    def _expire(self) -> None:
+        """Ends the requests whose time is over, wherever they are."""
+        now = time.monotonic()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            request = self.requests.get(heapq.heappop(self._deadlines)[1])
+            if request is None:
+                continue
+            self.counters.num_expired += 1
+            error: LLMServeError = DeadlineError("The request ran longer than its time.")
+            if request.queue_time is None:
+                error = OverloadedError("The request waited all of its time.", code="queue_timeout")
             self._finish(request, "error", error=error)
 
     def abort(self, client: int, wire_id: int) -> None:
@@ -227,6 +264,8 @@ class Scheduler:
         """The next plan; None where nothing can run before a step in flight is committed."""
         if len(self._in_flight) >= self.max_in_flight:
             return None
+        if self._deadlines:
+            self._expire()
         slots = self.slots
         running = slots.running
         computed = slots.computed[running]
@@ -365,6 +404,7 @@ class Scheduler:
         if request.queue_time is None:
             request.queue_time = max(time.monotonic() - request.arrival, 0.0)
             request.num_cached_tokens = num_cached
+            self._admission.turns.started(request.order[1])
             self.counters.prefix_queries += request.num_tokens
             self.counters.prefix_hits += num_cached
         request.slot = self.slots.enter(request, num_cached)
@@ -659,6 +699,7 @@ class Scheduler:
             self.counters,
             num_running=self.slots.num_running,
             num_waiting=len(self.waiting) + len(self.held),
+            num_waiting_tokens=self.waiting.num_prompt_tokens,
             num_blocks_total=pool.num_blocks - 1,
             num_blocks_free=pool.num_empty,
             num_blocks_cached=pool.num_cached_free,

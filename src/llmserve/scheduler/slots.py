@@ -39,7 +39,7 @@ class Slots:
         self.num_scoring = 0
         self.free = list(range(num_seqs, 0, -1))
         self._running = np.zeros(n, np.int64)
-        self._orders: list[tuple[int, int]] = []
+        self._orders: list[tuple[int, ...]] = []
         # the last tokens of each slot, position p at p % width: blocks are hashed from here
         self._block_size = block_size
         self._width = 2 * block_size

@@ -79,12 +79,12 @@ async def test_fields_reach_the_engine() -> None:
     }
     async with open_api() as api:
         rest = {"logit_bias": {"5": 1}, "logprobs": True, "top_logprobs": 2}
-        answer = await api.chat(priority=-3, cache_salt="salt", **sent, **rest)
+        answer = await api.chat(priority=3, cache_salt="salt", **sent, **rest)
         assert answer.status_code == 200, answer.text
         (request,) = api.engine.requests
         assert {name: getattr(request.params, name) for name in sent} == sent
         assert (request.params.logit_bias, request.params.logprobs) == ({5: 1.0}, 2)
-        assert (request.priority, request.cache_salt) == (-3, "salt")
+        assert (request.priority, request.cache_salt) == (3, "salt")
         assert request.prompt_token_ids.tolist() == TOKENIZER.encode(PROMPT)
 
 
