@@ -42,8 +42,14 @@ class Served:
     async def _connect(self) -> AsyncLLM:
         return make_llm(self.engine, self.model)
 
-    async def open(self, data: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+    async def open(
+        self, data: bytes = b"", receive_buffer: int = 1 << 18
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
+        reader, writer = await asyncio.open_connection(sock=sock)
         writer.write(data)
         return reader, writer
 
@@ -190,7 +196,6 @@ async def test_more_connections_than_descriptors_are_told_so(
 @pytest.mark.parametrize("stream", [True, False])
 async def test_who_stops_reading_is_cut_off_and_its_request_ends(stream: bool) -> None:
     async with served(write_timeout=0.4) as server:
-        server.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # of accepted ones too
         server.engine.answer = lambda request: "0123456789" * 9_000
         server.engine.step, server.engine.delay = 100, 1e-3
         body = json.dumps(
@@ -201,7 +206,8 @@ async def test_who_stops_reading_is_cut_off_and_its_request_ends(stream: bool) -
                 "logprobs": True,
             }
         ).encode()
-        reader, writer = await server.open(JSON + b"content-length: %d\r\n\r\n" % len(body) + body)
+        data = JSON + b"content-length: %d\r\n\r\n" % len(body) + body
+        reader, writer = await server.open(data, receive_buffer=4096)
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         for _ in range(100):
             await asyncio.sleep(0.05)

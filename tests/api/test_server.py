@@ -263,10 +263,10 @@ async def test_a_client_that_leaves_aborts_its_request(stream: bool, queued: boo
 
 async def test_a_slow_reader_gets_fewer_larger_chunks_and_all_of_the_text() -> None:
     async with running(ready=False) as server:
-        server.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # of accepted ones too
         server.model = model_info(max_model_len=8192)
         server.ready.set()
         await server.until(200)
+        server.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # of accepted ones too
         text = "0123456789" * 600
         server.engine.answer = lambda request: text
         server.engine.step, server.engine.delay = 2, 2e-4

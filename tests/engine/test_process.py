@@ -93,6 +93,7 @@ def test_garbage_and_strangers_are_dropped(
         b"\x93" * 4000,
         b"\x91\xa3req",
         b"\xc1" * 100,
+        b"\x91\xa3\xce\xff\xff",  # no UTF-8
         b"\x91" * 100_000,
     ):
         push.send(data)

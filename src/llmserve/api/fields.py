@@ -34,6 +34,7 @@ INT64_MAX = 2**63 - 1
 MAX_LOGIT_BIAS = 100.0
 MAX_TOP_LOGPROBS = 1 << 20  # the model's own limit, usually 20, is checked by the engine's front
 MAX_IGNORED_NAMES = 20
+_MAX_SALT_CHARS = 128
 _NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 
 # Fields that would change the answer and are not built yet, with the values that ask for nothing.
@@ -147,7 +148,7 @@ def _logit_bias(value: object) -> object:
 
 
 def _cache_salt(value: object) -> object:
-    if isinstance(value, str) and set(value) & set("@/\\\0"):
+    if isinstance(value, str) and set(value[:_MAX_SALT_CHARS]) & set("@/\\\0"):
         raise invalid_value("cache_salt", "it must not contain @, /, \\ or NUL")
     return value
 
@@ -268,7 +269,7 @@ class GenerationBody(RequestBody):
     return_tokens_as_token_ids: bool = False
     priority: int = Field(0, ge=-(2**31), le=2**31 - 1)
     cache_salt: Annotated[str, BeforeValidator(_cache_salt)] | None = Field(
-        None, min_length=1, max_length=128
+        None, min_length=1, max_length=_MAX_SALT_CHARS
     )
     request_id: Annotated[str, BeforeValidator(_request_id)] | None = None
     # The shape of the answer, checked by structured.structured_outputs_of; older names last

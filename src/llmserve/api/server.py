@@ -42,6 +42,7 @@ LOG_INTERVAL_S = 10.0
 _KEEP_ALIVE_S = 75  # idle connections; longer than the usual proxy keeps its side
 _LAST_BYTES_S = 2  # for error events to reach sockets that may be full
 _POLL_S = 0.05
+_SEND_BUFFER_BYTES = 64 << 10  # of a client's socket; the kernel doubles it
 _SPARE_DESCRIPTORS = 96  # for all that is no connection of a client
 _MOST_DESCRIPTORS = 65536
 _TRACE = 5  # uvicorn's level under DEBUG
@@ -68,6 +69,7 @@ async def serve(
     `connect` raised.
     """
     state = AppState(server, served_names)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)  # those accepted too
     http = _Server(_uvicorn_config(state, build_app(state), _connections()))
     stop = asyncio.Event()
     hurry = asyncio.Event()

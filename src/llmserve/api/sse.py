@@ -25,7 +25,8 @@ logger = get_logger(__name__)
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
-MAX_HELD_BYTES = 192 << 10  # beside the 64 KiB that a connection buffers
+MAX_HELD_BYTES = 64 << 10  # with what socket and connection buffer, 256 KiB a stream
+_LEAST_HELD_BYTES = 8 << 10  # of one continuation among many
 RAW_SEND = "llmserve.send"  # in the scope: the server's own send, past all middleware
 
 
@@ -58,7 +59,8 @@ class EventStream(Response):
         self._state = state
         self._generation = generation
         for stream in generation.streams:
-            stream.bound(MAX_HELD_BYTES // (generation.n * len(generation.streams)))
+            most = MAX_HELD_BYTES // (generation.n * len(generation.streams))
+            stream.bound(max(most, _LEAST_HELD_BYTES))
         self._writer = writer
         self._started = False
         self._busy = False

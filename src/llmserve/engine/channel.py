@@ -8,12 +8,15 @@ meant for a dead engine reaches the next one.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import zmq
 
 from llmserve.core.messages import FromEngine, ToEngine
+from llmserve.errors import RequestError
+
+T = TypeVar("T")
 
 MAX_TO_ENGINE_BYTES = 128 << 20  # a prompt of 4 bytes a token, and its parameters
 MAX_FROM_ENGINE_BYTES = 512 << 20  # a step of whole-vocabulary log-probabilities
@@ -67,12 +70,19 @@ class Codec:
         return self._encoder.encode(message)
 
     def decode_to_engine(self, data: bytes) -> ToEngine:
-        """msgspec.ValidationError or DecodeError for bytes that are no message."""
-        return self._to_engine.decode(data)
+        """msgspec.DecodeError for bytes that are no message."""
+        return _decode(self._to_engine, data)
 
     def decode_from_engine(self, data: bytes) -> FromEngine:
-        """msgspec.ValidationError or DecodeError for bytes that are no message."""
-        return self._from_engine.decode(data)
+        """msgspec.DecodeError for bytes that are no message."""
+        return _decode(self._from_engine, data)
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T:
+    try:
+        return decoder.decode(data)
+    except (UnicodeDecodeError, OverflowError, RecursionError, RequestError) as error:
+        raise msgspec.DecodeError(str(error)) from None  # of text, numbers, depth and parameters
 
 
 def drain(pull: zmq.Socket[bytes]) -> list[bytes]:

@@ -77,7 +77,7 @@ class EngineClient:
         for data in drain(self._pull):
             try:
                 messages.append(self._codec.decode_from_engine(data))
-            except (msgspec.DecodeError, RecursionError) as error:
+            except msgspec.DecodeError as error:
                 self.num_dropped_frames += 1
                 if self.num_dropped_frames.bit_count() == 1:  # 1, 2, 4, 8 ...
                     count, reason = self.num_dropped_frames, str(error)[:200]

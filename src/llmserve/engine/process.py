@@ -34,7 +34,7 @@ from llmserve.engine.channel import (
 from llmserve.engine.core import EngineCore
 from llmserve.engine.launch import EngineStart
 from llmserve.engine.resolve import build
-from llmserve.errors import ConfigError, RequestError
+from llmserve.errors import ConfigError
 from llmserve.utils.child import receive_start
 from llmserve.utils.guard import guarded
 from llmserve.utils.heartbeat import IDLE_BEAT_S, Heartbeat
@@ -99,7 +99,7 @@ class EngineCoreProc:
     def _handle(self, core: EngineCore, data: bytes) -> None:
         try:
             message = self._codec.decode_to_engine(data)
-        except (msgspec.DecodeError, RequestError, RecursionError) as error:
+        except msgspec.DecodeError as error:
             self._drop(str(error))
             return
         if message.client >= len(self._clients):

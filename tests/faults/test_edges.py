@@ -1,0 +1,615 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""What clients can do to a server: bad requests, floods, slow readers, strangers' keys."""
+
+import contextlib
+import json
+import random
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.helpers.faults import Bench, TooSlow, write_bench_model
+from tests.helpers.raw_http import Raw, post_text, vanish
+
+READ_S, WRITE_S = 2.0, 2.0
+WIDTH = 384  # of the bench model's logits
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def edges(bench_model: Path) -> Iterator[Bench]:
+    """The bench with short patience."""
+    flags = ("--read-timeout", str(READ_S), "--write-timeout", str(WRITE_S))
+    with Bench(bench_model, *flags, "--max-requests-per-key", "0") as started:
+        yield started
+
+
+@pytest.fixture
+def raw(edges: Bench) -> Raw:
+    return Raw(edges.server.url, edges.keys[0])
+
+
+def body_of(path: str, **fields: Any) -> dict[str, Any]:
+    prompt = {"messages": [{"role": "user", "content": "hi"}]} if path == CHAT else {"prompt": "hi"}
+    return prompt | {"max_tokens": 4} | fields
+
+
+def refused(answer: httpx.Response, param: str | None = None) -> None:
+    assert answer.status_code == 400, (answer.status_code, answer.text)
+    error = answer.json()["error"]
+    if param is not None:
+        assert (error["param"] or "").startswith(param), error
+
+
+def within(seconds: float, bench: Bench, check: Callable[[], bool]) -> None:
+    """`check()` becomes true in time."""
+    deadline = time.monotonic() + seconds * bench.scale
+    while not check():
+        if time.monotonic() > deadline:
+            raise TooSlow(f"not within {seconds} s")
+        time.sleep(0.02)
+
+
+def test_t01_token_ids(edges: Bench) -> None:
+    with edges.load_and_invariants():
+        for path in (COMPLETIONS, CHAT):
+            for bad in (-1, WIDTH, 2**31, 2**63, 2**64):
+                for field, value in (
+                    ("stop_token_ids", [1, bad]),
+                    ("logit_bias", {str(bad): 1.0}),
+                    ("allowed_token_ids", [bad]),
+                ):
+                    fields = {field: value, "min_tokens": 2}
+                    refused(edges.http.post(path, json=body_of(path, **fields)), field)
+        for bad in (-1, WIDTH, 2**31, 2**63, 2**64):
+            for prompt in ([1, bad], [[1], [bad]]):
+                refused(edges.http.post(COMPLETIONS, json={"prompt": prompt}), "prompt")
+        last = body_of(COMPLETIONS, prompt=[WIDTH - 1], allowed_token_ids=[WIDTH - 1])
+        assert edges.http.post(COMPLETIONS, json=last).status_code == 200
+
+
+def test_t01_logits_narrower_than_the_tokenizer(tmp_path: Path) -> None:
+    with Bench(write_bench_model(tmp_path, vocab_size=340)) as narrow:
+        tokens = narrow.server.post("/tokenize", prompt="<|im_start|>user")["tokens"]
+        with narrow.load_and_invariants():
+            for bad in (340, 345):
+                refused(narrow.http.post(COMPLETIONS, json={"prompt": [bad]}), "prompt")
+                fields = body_of(COMPLETIONS, stop_token_ids=[bad])
+                refused(narrow.http.post(COMPLETIONS, json=fields), "stop_token_ids")
+            for text in ("<|im_end|>", "bad words of all kinds", "<|endoftext|>"):
+                for fields in ({"prompt": text}, {"bad_words": [text]}):
+                    answer = narrow.http.post(COMPLETIONS, json=body_of(COMPLETIONS, **fields))
+                    assert answer.status_code in (200, 400), answer.text
+        assert tokens
+
+
+NUMBERS = {
+    "n": '0 -1 129 1000000000 1e400 NaN true "1" 1.5 null_ [1]',
+    "best_of": "1000000000 2 -1 NaN",
+    "top_k": '-2 1e9 1e400 9223372036854775808 NaN Infinity true "5"',
+    "top_p": '0 -0.1 1.1 NaN Infinity -Infinity true "1" 1e400',
+    "min_p": "-0.1 1.1 NaN 1e400 true",
+    "temperature": '-1 2.1 NaN Infinity 1e400 true "0"',
+    "presence_penalty": "-2.1 2.1 NaN 1e400",
+    "frequency_penalty": "-2.1 2.1 NaN -Infinity",
+    "repetition_penalty": "0 -1 NaN 1e400 1e300",
+    "max_tokens": '0 -1 9223372036854775807 9223372036854775808 1e400 NaN 1.5 true "4"',
+    "min_tokens": "-1 9223372036854775808 NaN true 1e400",
+    "seed": "1.5 1e400 NaN true 99999999999999999999",
+    "prompt_logprobs": "-2 1000000 1e400 NaN true",
+    "priority": "2147483648 1e400 NaN",
+    "stream_interval": "0 -1 1e400",
+}
+LOGPROBS = {COMPLETIONS: "logprobs", CHAT: "top_logprobs"}
+
+
+def test_t02_numbers(edges: Bench) -> None:
+    times: list[float] = []
+    with edges.load_and_invariants(max_rss_growth=20 << 20):
+        for path in (COMPLETIONS, CHAT):
+            rows = NUMBERS | {LOGPROBS[path]: "-2 1000000 1e400 NaN true"}
+            for field, texts in rows.items():
+                for text in texts.split():
+                    text = text.removesuffix("_") if text != "null_" else "{}"
+                    whole = json.dumps(
+                        body_of(path) | {"logprobs": True} if path == CHAT else body_of(path)
+                    )
+                    began = time.monotonic()
+                    answer = post_text(edges.http, path, f'{whole[:-1]}, "{field}": {text}}}')
+                    times.append(time.monotonic() - began)
+                    assert answer.status_code == 400, (path, field, text, answer.text)
+            digits = f'{{"prompt": "hi", "max_tokens": {"9" * 100_000}}}'
+            refused(post_text(edges.http, path, digits))
+    times.sort()
+    assert times[len(times) // 2] < 0.1 * edges.scale
+
+
+KNOWN_PATHS = (
+    "/v1/models", "/v1/models/x", "/v1/completions", "/v1/chat/completions", "/v1/responses",
+    "/v1/responses/x", "/v1/embeddings", "/v1/audio/transcriptions", "/v1/audio/translations",
+    "/v1/messages", "/v1/rerank", "/v1/score", "/v2/rerank", "/v2/embed", "/rerank", "/score",
+    "/pooling", "/classify", "/invocations", "/inference/v1/generate", "/tokenize", "/detokenize",
+    "/version", "/metrics", "/load", "/server_info", "/pause", "/resume", "/is_paused", "/sleep",
+    "/wake_up", "/is_sleeping", "/collective_rpc", "/reset_prefix_cache", "/reset_mm_cache",
+    "/reset_encoder_cache", "/start_profile", "/stop_profile", "/update_weights",
+    "/init_weight_transfer_engine", "/scale_elastic_ep", "/is_scaling_elastic_ep",
+    "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/abort_requests", "/generate", "/encode",
+    "/flush_cache", "/get_model_info", "/get_server_info", "/get_load", "/set_internal_state",
+    "/update_weights_from_disk", "/update_weights_from_tensor", "/update_weights_from_distributed",
+    "/get_weights_by_name", "/release_memory_occupation", "/resume_memory_occupation",
+    "/open_session", "/close_session", "/configure_logging", "/health_generate",
+    "/hicache/storage-backend",
+    "/load_lora_adapter", "/api/generate", "/api/chat", "/api/tags", "/api/pull",
+    "/api/push", "/api/create", "/api/delete", "/api/show", "/api/ps", "/api/blobs/sha256:0",
+    "/slots", "/props", "/completion", "/infill", "/lora-adapters", "/docs", "/redoc",
+    "/openapi.json", "/docs/oauth2-redirect", "/", "/stats",
+)  # fmt: skip
+OPEN = ("/health", "/health/live", "/health/ready", "/ping")
+ADMIN = ("/reset_prefix_cache", "/stats", "/sleep", "/wake_up", "/start_profile", "/update_weights")
+
+
+def test_t09_keys_everywhere(edges: Bench) -> None:
+    key = f"Bearer {edges.keys[0]}"
+    tries: list[dict[str, str]] = [
+        {}, {"authorization": "Bearer wrong"}, {"authorization": key[:-1]},
+        {"authorization": key + "x"}, {"authorization": key.removeprefix("Bearer ")},
+        {"x-api-key": ""}, {"x-api-key": "wrong"},
+    ]  # fmt: skip
+    with edges.load_and_invariants(), edges.client(keys=False) as nobody:
+        for index, path in enumerate(KNOWN_PATHS):
+            for form in (path, path + "/", "/" + path, path.replace("/", "/%2e/", 1), path.upper()):
+                method = ("GET", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")[index % 6]
+                headers = tries[index % len(tries)]
+                answer = nobody.request(method, form, headers=headers)
+                assert answer.status_code == 401, (method, form, answer.status_code)
+        for path in OPEN:
+            assert nobody.get(path).status_code == 200
+            for form in ("/v1/models?x=" + path, path + "/../v1/models", path + "%2f..%2fmetrics"):
+                status = nobody.get(f"{edges.server.url}{form}").status_code
+                assert status == 401, form
+        for path in KNOWN_PATHS:
+            assert edges.http.post(path, json={}).status_code in (400, 404, 405), path
+        for path in ADMIN:
+            for method in ("GET", "POST"):
+                assert edges.http.request(method, path).status_code == 404, path
+        upgrade = {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
+        for path in ("/v1/realtime", "/v1/models"):
+            assert nobody.get(path, headers=upgrade).status_code == 401
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("clients", [100, pytest.param(500, marks=pytest.mark.faults)])
+def test_t15_disconnect_storm(edges: Bench, raw: Raw, clients: int) -> None:
+    rng = random.Random(15)
+
+    def client(index: int) -> None:
+        path = rng.choice((COMPLETIONS, CHAT))
+        prompt = [rng.randrange(WIDTH) for _ in range(rng.choice((3, 900)))]
+        body = body_of(path, max_tokens=rng.choice((1, 30, 500)), ignore_eos=True,
+                       stream=rng.random() < 0.5, temperature=0)  # fmt: skip
+        if path == COMPLETIONS:
+            body["prompt"] = prompt
+        data = raw.request(path, body)
+        if rng.random() < 0.2:
+            data = data[: rng.randrange(10, len(data))]
+        sock = raw.connect(data)
+        sock.settimeout(rng.choice((0.001, 0.05, 0.3, 1.0)))
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            sock.recv(rng.choice((1, 4096)))
+        (vanish if rng.random() < 0.5 else socket.socket.close)(sock)
+
+    with edges.load_and_invariants(failed=clients, max_rss_growth=40 << 20) as load:
+        assert load is not None
+        with ThreadPoolExecutor(32) as pool:
+            list(pool.map(client, range(clients)))
+        load.stop()
+        within(2.0, edges, lambda: not left(edges))
+
+
+def left(bench: Bench) -> float:
+    """Requests and blocks that are still held."""
+    m = bench.server.metrics()
+    waiting = m["vllm:num_requests_running"] + m["vllm:num_requests_waiting"]
+    return waiting + m["llmserve:kv_blocks{used}"]
+
+
+def test_t15_a_disconnect_frees_within_two_steps(edges: Bench, raw: Raw) -> None:
+    for state in ("queued", "prefill", "decode"):
+        for stream in (True, False):
+            with contextlib.ExitStack() as held:
+                if state == "queued":
+                    for _ in range(16):
+                        body = body_of(COMPLETIONS, max_tokens=1500, ignore_eos=True, stream=True)
+                        held.callback(raw.connect(raw.request(COMPLETIONS, body)).close)
+                    within(5, edges, lambda: running(edges) == 16)
+                prompt = [7] * (1500 if state == "prefill" else 5)
+                body = body_of(COMPLETIONS, prompt=prompt, max_tokens=400, ignore_eos=True,
+                               stream=stream, cache_salt=f"{state}{stream}")  # fmt: skip
+                sock = raw.connect(raw.request(COMPLETIONS, body))
+                if state == "queued":
+                    within(
+                        5, edges, lambda: edges.server.metrics()["vllm:num_requests_waiting"] == 1
+                    )
+                elif state == "decode":
+                    within(5, edges, lambda: running(edges) == 1)
+                steps = edges.server.metrics()["llmserve:engine_steps_total"]
+                vanish(sock)
+            within(2, edges, lambda: not left(edges))
+            if state == "decode":  # 400 tokens were asked for; some steps pass while we look
+                more = edges.server.metrics()["llmserve:engine_steps_total"] - steps
+                assert more < 60, more
+    assert edges.server.metrics()["vllm:request_success_total{abort}"] > 0
+
+
+def running(bench: Bench) -> float:
+    return bench.server.metrics()["vllm:num_requests_running"]
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.faults)])
+def test_t19_overload(edges: Bench, seconds: int) -> None:
+    """Far more than the queue holds: the rest is refused at once, what is let in is served."""
+    rejected: list[tuple[float, int]] = []
+    served: list[float] = []
+    errors: list[Any] = []
+    stop = time.monotonic() + seconds
+
+    def flood() -> None:
+        with edges.client() as http:
+            http.event_hooks = {"request": [], "response": []}
+            while time.monotonic() < stop:
+                began = time.monotonic()
+                body = body_of(COMPLETIONS, max_tokens=40, ignore_eos=True)
+                try:
+                    answer = http.post(COMPLETIONS, json=body)
+                except httpx.HTTPError as error:
+                    errors.append(error)
+                    continue
+                took = time.monotonic() - began
+                if answer.status_code == 503:
+                    rejected.append((took, int(answer.headers["retry-after"])))
+                    assert answer.json()["error"]["code"] == "server_is_overloaded"
+                    time.sleep(0.05)
+                else:
+                    assert answer.status_code == 200, answer.text
+                    served.append(took)
+
+    with edges.load_and_invariants(max_rss_growth=50 << 20, load=False, failed=10_000):
+        alone = time.monotonic()
+        edges.complete("alone", 40)
+        alone = time.monotonic() - alone
+        with ThreadPoolExecutor(96) as pool:
+            for future in [pool.submit(flood) for _ in range(96)]:
+                future.result()
+        assert not errors
+        assert len(rejected) > 20 and len(served) > 20
+        assert all(1 <= retry <= 60 for _, retry in rejected)
+        times = sorted(took for took, _ in rejected)
+        after = time.monotonic()
+        edges.complete("after", 40)
+        after = time.monotonic() - after
+    if times[len(times) * 99 // 100] > 1.0 * edges.scale:  # 96 clients of ours share the cores
+        raise TooSlow(f"the slowest refusals took {times[-5:]} s")
+    if after > 5.0 * edges.scale:
+        raise TooSlow(f"{after:.2f} s for what took {alone:.2f} s before")
+
+
+def cached(http: httpx.Client, prompt: list[int], **fields: Any) -> int:
+    body = {"prompt": prompt, "max_tokens": 1} | fields
+    answer = http.post(COMPLETIONS, json=body)
+    assert answer.status_code == 200, answer.text
+    return int(answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+
+def test_t21_cached_prefixes_are_their_keys_own(edges: Bench) -> None:
+    rng = random.Random(21)
+    prompt = [rng.randrange(300) for _ in range(1500)]
+    with edges.load_and_invariants(), edges.client(key=1) as b:
+        a = edges.http
+        assert cached(a, prompt) == 0
+        assert cached(b, prompt) == 0
+        assert cached(a, prompt) >= 1480 and cached(b, prompt) >= 1480
+        assert cached(a, prompt, cache_salt="s") == 0
+        assert cached(a, prompt, cache_salt="s") >= 1480
+        assert cached(b, prompt, cache_salt="s") == 0
+        refused(a.post(COMPLETIONS, json=body_of(COMPLETIONS, cache_salt="s" * 10_000_000)))
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("copies", [1, pytest.param(8, marks=pytest.mark.faults)])
+def test_t25_prompts_of_a_million_characters(edges: Bench, copies: int) -> None:
+    texts = ["a" * 1_000_000, "漢字かな" * 400_000, "x y " * 250_000, "a" * 27_000_000]
+
+    def ask(text: str) -> float:
+        with edges.client() as http:
+            data = json.dumps(body_of(COMPLETIONS, prompt=text), ensure_ascii=False).encode()
+            began = time.monotonic()
+            answer = post_text(http, COMPLETIONS, data)
+            assert answer.status_code == 400, answer.text[:300]
+            assert answer.json()["error"]["code"] == "context_length_exceeded"
+            return time.monotonic() - began
+
+    with edges.load_and_invariants(max_rss_growth=400 << 20), ThreadPoolExecutor(copies) as pool:
+        times = [max(pool.map(ask, [text] * copies)) for text in texts]
+    if max(times) > 0.3 * copies * 2 * edges.scale:  # the load takes a core
+        raise TooSlow(f"{times}")
+
+
+def endless(head: bytes) -> Iterator[bytes]:
+    yield head
+    chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
+    for _ in range(16_000):
+        yield chunk
+
+
+def test_t26_http_abuse(edges: Bench, raw: Raw) -> None:
+    kind = "Content-Type: application/json"
+    with edges.load_and_invariants(max_rss_growth=150 << 20, failed=200):
+        many = raw.head("GET", "/v1/models") + b"a: b\r\n" * 100_000 + b"\r\n"
+        assert raw.ask([many]) == 431
+        assert raw.ask([raw.head("GET", "/" + "a" * 200_000) + b"\r\n"]) == 431
+        chunked = raw.head("POST", COMPLETIONS, kind, "Transfer-Encoding: chunked") + b"\r\n"
+        assert raw.ask(endless(chunked)) == 413
+        declared = raw.head("POST", COMPLETIONS, kind, f"Content-Length: {2**40}") + b"\r\n"
+        assert raw.ask([declared]) == 413
+        both = raw.head("POST", COMPLETIONS, "Content-Length: 5", "Transfer-Encoding: chunked")
+        assert raw.ask([both + b"\r\n0\r\n\r\n"]) == 400
+        for text in (
+            '{"prompt":' + "[" * 100_000 + "]" * 100_000 + "}",
+            '{"prompt":' + '{"a":' * 100_000 + "1" + "}" * 100_000 + "}",
+            '{"x": [' + "{}," * 500_000 + '{}], "prompt": "a"}',
+            '{"prompt": ' + "9" * 100_000 + "}",
+            '{"prompt": "\\ud800"}',
+            '{"prompt": "a\\udc00b"}',
+            b'{"prompt": "\xed\xa0\x80"}',
+            b'{"prompt": "\xff\xfe"}',
+            '{"prompt": "a", "prompt": {}}',
+            "",
+            "null",
+            "[]",
+        ):
+            refused(post_text(edges.http, COMPLETIONS, text))
+        assert post_text(edges.http, COMPLETIONS, '{"prompt": {}, "prompt": "a"}').status_code in (
+            200, 400,
+        )  # fmt: skip
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("clients", [100, pytest.param(800, marks=pytest.mark.faults)])
+def test_t26_slowloris(edges: Bench, raw: Raw, clients: int) -> None:
+    with edges.load_and_invariants(max_rss_growth=50 << 20, failed=clients):
+        head = raw.head("GET", "/v1/models")
+        part = raw.request(COMPLETIONS, b" " * 1000)[:-900]
+        socks = [raw.connect(head if index % 2 else part) for index in range(clients)]
+        began, ended = time.monotonic(), 0
+        open_ones = set(socks)
+        while open_ones and time.monotonic() < began + 4 * READ_S * edges.scale:
+            for sock in list(open_ones):
+                try:
+                    sock.send(b"a")
+                    sock.setblocking(False)
+                    answer = sock.recv(4096)
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    answer = b""
+                ended += b" 408 " in answer
+                open_ones.discard(sock)
+                sock.close()
+            time.sleep(0.1)
+        for sock in open_ones:
+            sock.close()
+        assert not open_ones
+        assert ended > clients // 2
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("clients", [12, pytest.param(32, marks=pytest.mark.faults)])
+def test_t30_slow_readers(edges: Bench, raw: Raw, clients: int) -> None:
+    with edges.load_and_invariants(failed=clients, max_rss_growth=40 << 20) as load:
+        assert load is not None
+        before = edges.server.metrics()["llmserve:refused_total{slow_reader}"]
+        body = body_of(COMPLETIONS, max_tokens=2000, ignore_eos=True, stream=True, logprobs=20,
+                       return_token_ids=True, n=1)  # fmt: skip
+        socks = [raw.connect(raw.request(COMPLETIONS, body), 4096) for _ in range(clients)]
+        for sock in socks:
+            assert sock.recv(12, socket.MSG_PEEK)
+        load.stop()
+        within(WRITE_S + 3, edges, lambda: not left(edges))
+        name = "llmserve:refused_total{slow_reader}"
+        within(WRITE_S + 3, edges, lambda: edges.server.metrics()[name] == before + clients)
+        for sock in socks:
+            with contextlib.suppress(ConnectionError):
+                while data := sock.recv(1 << 16):
+                    assert b"[DONE]" not in data
+            sock.close()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_t33_deadlines(edges: Bench, raw: Raw, stream: bool) -> None:
+    def ask(milliseconds: int, **fields: Any) -> tuple[int, str]:
+        body = body_of(COMPLETIONS, ignore_eos=True, stream=stream, **fields)
+        headers = {"x-request-timeout-ms": str(milliseconds)}
+        answer = edges.http.post(COMPLETIONS, json=body, headers=headers)
+        text = answer.text
+        assert "[DONE]" not in text and not re.search('"finish_reason":"(stop|length)', text), text
+        (code,) = re.findall('"code":"([a-z_]+)"', text)
+        return answer.status_code, code
+
+    with edges.load_and_invariants(load=False):
+        status, code = ask(300, max_tokens=2000)
+        assert (status, code) == (200 if stream else 504, "request_timeout")
+        rng = random.Random(33)
+        long = [rng.randrange(300) for _ in range(2000)]
+        for milliseconds in (1, 20):
+            status, code = ask(milliseconds, prompt=long, max_tokens=20)
+            assert (status, code) in ((503, "queue_timeout"), (504, "request_timeout")) or stream
+        with contextlib.ExitStack() as held:
+            body = body_of(COMPLETIONS, max_tokens=1800, ignore_eos=True, stream=True)
+            for _ in range(16):
+                held.callback(raw.connect(raw.request(COMPLETIONS, body)).close)
+            within(5, edges, lambda: running(edges) == 16)
+            assert ask(300, max_tokens=4) == (503, "queue_timeout")
+        edges.check_idle()
+    assert edges.server.metrics()["llmserve:expired_total"] > 0
+
+
+def test_t46_partial_characters_and_stop_strings(edges: Bench) -> None:
+    rng = random.Random(46)
+    with edges.load_and_invariants():
+        for index in range(6):
+            ids = [rng.randrange(WIDTH) for _ in range(20)]
+            body = {"prompt": ids, "max_tokens": 40, "seed": index, "temperature": 1.5}
+            whole = edges.server.post(COMPLETIONS, **body)["choices"][0]
+            text = whole["text"]
+            stops: list[list[str]] = [[]]
+            if len(text) > 12:
+                at = rng.randrange(2, len(text) - 4)
+                stops.append([text[at : at + 3]])
+            for stop in stops:
+                fields = body | ({"stop": stop} if stop else {})
+                once = edges.server.post(COMPLETIONS, **fields)["choices"][0]
+                answer = edges.http.post(COMPLETIONS, json=fields | {"stream": True})
+                parts = [
+                    choice["text"]
+                    for line in answer.text.splitlines()
+                    if line.startswith("data: {")
+                    for choice in json.loads(line[6:])["choices"]
+                ]
+                assert "".join(parts) == once["text"]
+                if stop:
+                    assert stop[0] not in once["text"] and text.startswith(once["text"])
+
+
+def test_t48_request_ids(edges: Bench) -> None:
+    def ask(index: int) -> tuple[str, str, str]:
+        with edges.client() as http:
+            answer = http.post(
+                COMPLETIONS,
+                json={"prompt": [index + 5] * 9, "max_tokens": 8, "temperature": 0},
+                headers={"x-request-id": "same"},
+            )
+            assert answer.status_code == 200, answer.text
+            value = answer.json()
+            return value["choices"][0]["text"], value["id"], answer.headers["x-request-id"]
+
+    with edges.load_and_invariants():
+        alone = [ask(index)[0] for index in range(10)]
+        with ThreadPoolExecutor(10) as pool:
+            together = list(pool.map(ask, range(10)))
+        assert [text for text, _, _ in together] == alone
+        assert {(name, echoed) for _, name, echoed in together} == {("cmpl-same", "same")}
+        for text in ("x" * 60_000, "a b", "ü", "\x1b[31m", "a;b", "../x"):
+            answer = edges.http.get("/v1/models", headers={"x-request-id": text.encode()})
+            assert re.fullmatch("[0-9a-f]{32}", answer.headers["x-request-id"])
+        for _ in range(5):  # used again right after an abort
+            body = body_of(COMPLETIONS, max_tokens=500, ignore_eos=True, stream=True)
+            headers = {"x-request-id": "again"}
+            with edges.client() as http:
+                with http.stream("POST", COMPLETIONS, json=body, headers=headers) as answer:
+                    next(answer.iter_lines())
+                assert http.get("/v1/models", headers=headers).status_code == 200
+                small = body_of(COMPLETIONS)
+                assert http.post(COMPLETIONS, json=small, headers=headers).status_code == 200
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("backlog", [28, pytest.param(32, marks=pytest.mark.faults)])
+def test_t52_a_backlog_of_one_key_does_not_hold_up_another(edges: Bench, backlog: int) -> None:
+    def ask(http: httpx.Client) -> float:
+        began = time.monotonic()
+        body = body_of(COMPLETIONS, max_tokens=1, priority=-(10**9))
+        assert http.post(COMPLETIONS, json=body).status_code == 200
+        return time.monotonic() - began
+
+    stop = threading.Event()
+
+    def flood() -> None:
+        with edges.client() as http:
+            while not stop.is_set():
+                body = body_of(COMPLETIONS, max_tokens=60, ignore_eos=True, priority=-(10**9))
+                assert http.post(COMPLETIONS, json=body).status_code == 200
+
+    with edges.load_and_invariants(load=False), edges.client(key=1) as b:
+        alone = sorted(ask(b) for _ in range(10))[-1]
+        with ThreadPoolExecutor(backlog) as pool:
+            floods = [pool.submit(flood) for _ in range(backlog)]
+            within(5, edges, lambda: edges.server.metrics()["vllm:num_requests_waiting"] > 8)
+            waits = sorted(ask(b) for _ in range(10))
+            own = sorted(ask(edges.http) for _ in range(5))
+            stop.set()
+            for future in floods:
+                future.result()
+    if waits[len(waits) // 2] > own[len(own) // 2]:
+        raise TooSlow(f"B waited {waits} s, A itself {own} s, B alone {alone} s")
+
+
+def test_t56_keys(edges: Bench, raw: Raw) -> None:
+    key = edges.keys[0].encode()
+    with edges.load_and_invariants(failed=20):
+        for value in (b"", b"Bearer", b"Bearer ", b"Bearer " + key[:-1], b"Bearer " + key + b"x",
+                      b"Bearer " + "schlüssel".encode(), b"Bearer \xff\xfe", b"Basic " + key,
+                      b"Bearer " + key + b" " + key, b"Bearer " + key.upper()):  # fmt: skip
+            head = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nAuthorization: %b\r\n\r\n"
+            assert raw.ask([head % value]) == 401, value
+        big = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer "
+        assert raw.ask([big + b"k" * (1 << 20) + b"\r\n\r\n"]) == 431
+        assert raw.ask([raw.head("GET", "/v1/models") + b"\r\n"]) == 200
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("names", [150, pytest.param(10_000, marks=pytest.mark.faults)])
+def test_t58_metrics_at_load(edges: Bench, names: int) -> None:
+    def series() -> set[str]:
+        page = edges.http.get("/metrics").text
+        return {line.rpartition(" ")[0] for line in page.splitlines() if line[:1] != "#"}
+
+    times: list[float] = []
+    with edges.load_and_invariants(max_rss_growth=30 << 20):
+        before = series()
+        for index in range(names):
+            body = body_of(COMPLETIONS, model=f"tenant-{index}", user=f"tenant-{index}")
+            assert edges.http.post(COMPLETIONS, json=body).status_code == 404
+            if index % 10 == 0:
+                began = time.monotonic()
+                series()
+                times.append(time.monotonic() - began)
+        assert series() == before
+        assert not any("tenant" in line for line in before)
+        edges.failures.clear()  # they name the model that each client itself asked for
+    if max(times) > 0.2 * edges.scale:
+        raise TooSlow(f"a scrape took {max(times):.2f} s")
+
+
+def test_t59_browsers(edges: Bench) -> None:
+    evil = "https://evil.example"
+    body = json.dumps(body_of(COMPLETIONS))
+    with edges.load_and_invariants():
+        for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""):
+            headers = {"origin": evil, "content-type": kind}
+            answer = edges.http.post(COMPLETIONS, content=body, headers=headers)
+            assert answer.status_code in (400, 415)
+            assert "access-control-allow-origin" not in answer.headers
+        ask = {"origin": evil, "access-control-request-method": "POST"}
+        for path in (COMPLETIONS, "/health", "/metrics"):
+            for method in ("OPTIONS", "GET"):
+                answer = edges.http.request(method, path, headers=ask)
+                assert not any(name.startswith("access-control") for name in answer.headers)
+        for host in (
+            "evil.example",
+            "evil.example:80",
+            "localhost.evil.example",
+            "evil.localhost.x",
+        ):
+            for path in ("/v1/models", "/health", COMPLETIONS):
+                answer = edges.http.get(path, headers={"host": host})
+                assert answer.status_code == 403, host
