@@ -67,7 +67,9 @@ class Server:
     It listens on a free port of 127.0.0.1, unless `arguments` have --uds.
     """
 
-    def __init__(self, *arguments: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, *arguments: str, env: dict[str, str] | None = None, prefix: tuple[str, ...] = ()
+    ) -> None:
         self.output: list[str] = []
         self.url = ""
         self.uds = arguments[arguments.index("--uds") + 1] if "--uds" in arguments else None
@@ -76,7 +78,7 @@ class Server:
         runtime = str(self.runtime)
         own = {"PYTHONPATH": _SRC, "XDG_RUNTIME_DIR": runtime, "TMPDIR": runtime}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "llmserve", "serve", *arguments, *port],
+            [*prefix, sys.executable, "-m", "llmserve", "serve", *arguments, *port],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

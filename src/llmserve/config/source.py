@@ -48,7 +48,10 @@ def find_source(model: ModelConfig, load: LoadConfig) -> Found:
 def find_tokenizer(model: ModelConfig, load: LoadConfig, name: str) -> str:
     """The folder of `--tokenizer`, which may be a hub id."""
     path = Path(name).expanduser()
-    return str(path if path.exists() else from_hub(model, load, name, _SETTINGS))
+    path = path if path.exists() else from_hub(model, load, name, _SETTINGS)
+    if path.is_dir():
+        _check_links(path)
+    return str(path)
 
 
 def from_hub(model: ModelConfig, load: LoadConfig, name: str, patterns: list[str]) -> Path:
@@ -120,7 +123,19 @@ def _gguf(path: Path, name: str, load: LoadConfig) -> Found:
     return Found("gguf", str(files[0]), name, [str(file) for file in files])
 
 
+def _check_links(folder: Path) -> None:
+    """ConfigError for a file that is a link out of its folder: a model that somebody else made
+    could have any file of this machine read. The hub's cache links into its own repository."""
+    root = folder.resolve()
+    if root.parent.name == "snapshots":
+        root = root.parent.parent
+    for file in folder.iterdir():
+        if file.is_symlink() and not file.resolve().is_relative_to(root):
+            raise ConfigError(f"{file} is a link to a place outside of the model's folder")
+
+
 def _folder(path: Path, name: str, load: LoadConfig) -> Found:
+    _check_links(path)
     if load.load_format == "dummy":
         return Found("folder", str(path), name, [])
     ggufs = sorted(path.glob("*.gguf"))
