@@ -13,15 +13,16 @@ ARGS ?=
 PYTEST := $(BIN)/python -m pytest
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install serve dev test test-long test-faults test-gpu test-clients lint house bench clean
+.PHONY: help install serve dev test test-long test-gpu test-faults test-clients lint house bench soak clean
 
 help:
 	@echo 'make serve [MODEL=...] [ARGS=...]   install, then serve on 127.0.0.1:8000'
 	@echo 'make install                        .venv with the program .venv/bin/llmserve'
 	@echo 'make test | test-long | test-gpu    tests without a GPU | also the long ones | with one'
-	@echo 'make test-clients                   other clients, in an environment of their own'
 	@echo 'make test-faults                    every fault row: what is done to a server, and what holds'
+	@echo 'make test-clients                   other clients, in an environment of their own'
 	@echo 'make lint | house | bench           checks | numbers to judge by | offline throughput'
+	@echo 'make soak [ARGS="--requests 5000"]  200,000 mixed requests: does anything grow?'
 
 install: $(VENV)/.installed
 
@@ -87,6 +88,9 @@ lint: dev
 house: dev
 	@$(PYTEST) -q tests/house
 	@PYTHONPATH=src:. $(BIN)/python -m tests.house.report
+
+soak: dev
+	@PYTHONPATH=src:. $(BIN)/python -m benchmarks.soak $(ARGS)
 
 bench: install
 	@$(BIN)/llmserve bench throughput $(if $(MODEL),--model $(MODEL)) $(ARGS)

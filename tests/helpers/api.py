@@ -90,6 +90,7 @@ class ScriptedEngine:
     """
 
     index = 0
+    num_dropped_frames = 0
 
     def __init__(self) -> None:
         self.answer: Callable[[EngineRequest], str] = lambda request: "Hello, world!"

@@ -10,6 +10,8 @@ from llmserve.metrics.prometheus import MetricsPage
 
 def test_all_reasons_are_series_from_the_start_and_no_other_ever_is() -> None:
     page = MetricsPage()
+    page.edge.dropped_frames = lambda: 7
+    assert "llmserve:api_dropped_frames_total 7.0" in page.render().decode()
     for count in (0, 2):
         for _ in range(count):
             page.edge.refuse("queue_full")

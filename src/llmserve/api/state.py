@@ -72,6 +72,7 @@ class AppState:
         self.names = self.names or [llm.model.name]
         self.stats = RequestStats(llm.model.max_model_len, lambda: llm.stats)
         llm.observer = self.stats
+        self.metrics.edge.dropped_frames = lambda: llm.num_dropped_frames
         self.metrics.add_engine(
             self.names[0],
             llm.model,

@@ -23,7 +23,7 @@ class SchedulerConfig:
     )
     scheduling_policy: str = flag(
         "fcfs",
-        "Order of requests: arrival, or the request's priority (low first).",
+        "Order of requests: arrival, or the request's priority: low first, clients have 0 at best.",
         choices=("fcfs", "priority"),
     )
     async_scheduling: bool = flag(True, "Plan a step while the one before still runs.")

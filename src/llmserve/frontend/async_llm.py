@@ -185,6 +185,11 @@ class AsyncLLM:
         return self._processor.stats
 
     @property
+    def num_dropped_frames(self) -> int:
+        """Messages from the engine that were none."""
+        return self._client.num_dropped_frames
+
+    @property
     def observer(self) -> RequestObserver | None:
         """Who hears of requests as they go."""
         return self._processor.observer

@@ -5,7 +5,7 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -20,11 +20,11 @@ _WINDOW_S = 5.0
 
 
 class EdgeStats(Collector):
-    """Counters of refusals. `dropped_frames` are messages from the engine that were none."""
+    """Counters of refusals. `dropped_frames` says how many messages from the engine were none."""
 
     def __init__(self) -> None:
         self.refused: Counter[str] = Counter()
-        self.dropped_frames = 0
+        self.dropped_frames: Callable[[], int] = lambda: 0
 
     def refuse(self, reason: str) -> None:
         """One more; `reason` is one of REASONS."""
@@ -39,6 +39,11 @@ class EdgeStats(Collector):
         for reason in REASONS:
             refused.add_metric([reason], self.refused[reason])
         yield refused
+        dropped = CounterMetricFamily(
+            "llmserve:api_dropped_frames", "Messages to this API server that were none."
+        )
+        dropped.add_metric([], self.dropped_frames())
+        yield dropped
 
 
 class DrainRate:
