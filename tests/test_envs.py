@@ -33,6 +33,14 @@ def test_vllms_name_of_the_key_works_too() -> None:
     assert _read("API_KEY", VLLM_API_KEY="v", LLMSERVE_API_KEY="o") == "o"
 
 
+def test_the_cpu_library_keeps_less_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        monkeypatch.delenv(name, raising=False)
+        assert envs.child_environment()[name] == "128"
+        monkeypatch.setenv(name, "9")
+        assert envs.child_environment()[name] == "9"
+
+
 def test_child_environment_is_ours_with_changes_on_top() -> None:
     child = envs.child_environment(LLMSERVE_TEST="1")
     assert child["LLMSERVE_TEST"] == "1"
