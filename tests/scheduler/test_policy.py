@@ -79,7 +79,7 @@ def test_one_tenant_is_served_by_arrival() -> None:
     for _ in range(500):
         taken.append(turns.take(0, rng.randrange(1, 50), rng.randrange(1000)))
         if rng.random() < 0.5:
-            turns.started(rng.choice(taken))
+            turns.entered(0, rng.choice(taken))
     assert taken == sorted(set(taken))
 
 
@@ -87,7 +87,7 @@ def test_who_asks_for_little_goes_before_the_backlog_of_others() -> None:
     turns = Turns()
     many = [turns.take(0, 10, 0) for _ in range(100)]
     for turn in many[:30]:
-        turns.started(turn)
+        turns.entered(0, turn)
     few = turns.take(1, 10, 0)
     assert many[29] <= few < many[31]
     assert turns.take(1, 10, 0) == few + 10  # and then they alternate
@@ -96,7 +96,23 @@ def test_who_asks_for_little_goes_before_the_backlog_of_others() -> None:
 def test_time_without_requests_is_no_credit() -> None:
     turns = Turns()
     for _ in range(100):
-        turns.started(turns.take(0, 10, 0))
+        turns.entered(0, turns.take(0, 10, 0))
     late = [turns.take(1, 10, 0) for _ in range(3)]
     again = turns.take(0, 10, 0)
     assert late[0] < again < late[2]
+
+
+def test_the_last_place_is_for_another_once_there_is_another() -> None:
+    turns = Turns()
+    for _ in range(3):
+        turns.entered(0, turns.take(0, 10, 0))
+    assert not turns.leaves_last(0, 3)  # nobody else has ever asked
+    turn = turns.take(1, 10, 0)
+    assert turns.leaves_last(0, 3) and not turns.leaves_last(1, 3)
+    turns.entered(1, turn)
+    assert not turns.leaves_last(0, 4)
+    turns.left(1)
+    assert turns.leaves_last(0, 3)
+    for _ in range(3):
+        turns.left(0)
+    assert not turns.leaves_last(0, 0)

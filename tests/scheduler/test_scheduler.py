@@ -376,3 +376,36 @@ def test_a_bug_in_admission_fails_its_request_alone(monkeypatch: pytest.MonkeyPa
     extras = scheduler.take_outputs()[4].extras
     assert extras[1].error == "server_error" and "division" not in (extras[1].message or "")
     assert list(extras) == [1] and scheduler.stats().num_waiting == 1
+
+
+# -- tenants
+
+
+def test_a_tenant_with_a_backlog_does_not_hold_up_another() -> None:
+    episode = _episode(scheduler={"max_num_seqs": 4})
+    scheduler = episode.scheduler
+
+    def add(wire_id: int, tenant: int) -> None:
+        message = _message([tenant + 1] * 3, wire_id, max_tokens=9, ignore_eos=True, seed=1)
+        message.tenant, message.params.extra_args = tenant, {"content": 0}
+        scheduler.add(message)
+
+    def step() -> set[int]:
+        plan = scheduler.schedule()
+        assert plan is not None
+        scheduler.commit(plan, episode.worker.execute(plan))
+        scheduler.take_outputs()
+        scheduler.check_integrity()
+        slots = scheduler.slots
+        return {scheduler._request_in(slot).wire_id for slot in slots.running.tolist()}
+
+    add(0, 1)
+    for _ in range(9):
+        step()
+    for wire_id in range(1, 30):
+        add(wire_id, 0)
+    assert step() == {1, 2, 3}  # the fourth place is kept
+    add(99, 1)
+    assert 99 in step()
+    while scheduler.has_unfinished():
+        step()

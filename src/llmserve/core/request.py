@@ -20,8 +20,8 @@ class Request:
         "arrival", "block_hashes", "cache_salt", "client", "deadline", "finish_reason", "key",
         "max_total_tokens", "num_blocks_wanted", "num_cached_tokens", "num_in_flight",
         "num_preemptions", "num_prompt_tokens", "order", "params", "prompt_logprobs_done",
-        "queue_time", "seed", "slot", "stop_token_ids", "told_start", "tokens", "waits_for",
-        "wire_id",
+        "queue_time", "seed", "slot", "stop_token_ids", "tenant", "told_start", "tokens",
+        "waits_for", "wire_id",
     )  # fmt: skip
 
     def __init__(
@@ -39,6 +39,7 @@ class Request:
         self.params: SamplingParams = params
         self.arrival = message.arrival
         self.deadline = message.deadline
+        self.tenant = message.tenant
         self.cache_salt = message.cache_salt
         self.seed = seed
         self.order = order  # smaller runs first

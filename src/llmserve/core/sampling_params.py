@@ -2,7 +2,6 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """What one request asks of the sampler."""
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +11,7 @@ from llmserve.core.structured_outputs import GrammarSpec, StructuredOutputsParam
 from llmserve.errors import RequestError
 
 _INT64_MAX = 2**63 - 1
+_FLOAT32_MAX = 3.4028234663852886e38  # logits are float32
 MAX_N = 128
 MAX_BAD_WORDS = 128
 MAX_BAD_WORD_TOKENS = 1024
@@ -93,7 +93,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
         if self.stop and not self.detokenize:
             raise RequestError("stop: stop strings need detokenize=True", param="stop")
         for token, bias in self.logit_bias.items():
-            if not math.isfinite(bias):
+            if not -_FLOAT32_MAX <= bias <= _FLOAT32_MAX:  # NaN fails, too
                 raise _range_error(f"logit_bias[{token}]", bias, "a finite number")
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise RequestError("allowed_token_ids: must not be empty", param="allowed_token_ids")

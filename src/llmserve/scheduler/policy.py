@@ -3,6 +3,7 @@
 """Who goes first, and how much of a request goes into a step."""
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 from llmserve.config.scheduler import SchedulerConfig
@@ -23,12 +24,14 @@ class Turns:
     """Start-time fair queueing: who asks for much waits behind those who ask for little.
 
     A tenant's turn comes after the work that it has asked for, counted from what runs now; so one
-    tenant alone is served by arrival, and an idle one gathers no credit.
+    tenant alone is served by arrival, and an idle one gathers no credit. Once there are two, none
+    of them takes the last place of a batch that is all its own: the other need not wait for an end.
     """
 
     def __init__(self) -> None:
         self._now = 0
         self._next: dict[int, int] = {}
+        self._running: Counter[int] = Counter()
 
     def take(self, tenant: int, num_prompt_tokens: int, max_new_tokens: int) -> int:
         """The turn of the tenant's next request."""
@@ -37,9 +40,18 @@ class Turns:
         self._next[tenant] = turn + max(cost, 1)
         return turn
 
-    def started(self, turn: int) -> None:
-        """A request with this turn runs."""
+    def entered(self, tenant: int, turn: int) -> None:
+        """A request with this turn has a place in the batch."""
         self._now = max(self._now, turn)
+        self._running[tenant] += 1
+
+    def left(self, tenant: int) -> None:
+        """It has it no longer."""
+        self._running[tenant] -= 1
+
+    def leaves_last(self, tenant: int, num_running: int) -> bool:
+        """Whether the tenant may not have the last place beside `num_running` requests."""
+        return 0 < num_running == self._running[tenant] and len(self._next) > 1
 
 
 def prompt_gates(config: SchedulerConfig) -> tuple[Gate, ...]:

@@ -241,6 +241,7 @@ class Scheduler:
         if request.num_in_flight:
             self._departed[slot, epoch] = request
         self.kv.release(slot)
+        self._admission.turns.left(request.tenant)
         self._released.append(slot)
         for token in request.params.stop_token_ids:
             self._num_stops[token] -= 1
@@ -363,6 +364,10 @@ class Scheduler:
             request = self.waiting.first()
             if request is None or request.num_in_flight:
                 break
+            if len(self.slots.free) == 1 and self._admission.turns.leaves_last(
+                request.tenant, self.slots.num_running
+            ):
+                break
             if request.waits_for and any([request.waits_for in names for names in computing]):
                 passed.append(self.waiting.pop())
                 continue
@@ -404,10 +409,10 @@ class Scheduler:
         if request.queue_time is None:
             request.queue_time = max(time.monotonic() - request.arrival, 0.0)
             request.num_cached_tokens = num_cached
-            self._admission.turns.started(request.order[1])
             self.counters.prefix_queries += request.num_tokens
             self.counters.prefix_hits += num_cached
         request.slot = self.slots.enter(request, num_cached)
+        self._admission.turns.entered(request.tenant, request.order[1])
         for token in request.params.stop_token_ids:
             self._num_stops[token] += 1
             self._stops[token] = True
