@@ -84,7 +84,7 @@ SEEN_BY = {
     "SchedulerConfig.scheduling_policy": _ORACLES + "test_priority_goes_first",
     "ServerConfig.admin_socket": _ADMIN + "test_the_socket_is_the_owners_and_resets_the_cache",
     "ServerConfig.allowed_hosts": _MIDDLEWARE + "test_hosts",
-    "ServerConfig.log_format": "tests/faults/test_edges.py::test_t47_logs",
+    "ServerConfig.log_format": "tests/faults/test_logs.py::test_t47_logs",
     "ServerConfig.max_requests_per_key": _MIDDLEWARE + "test_a_key_has_its_share_of_places",
     "ServerConfig.prefix_cache_scope": _MIDDLEWARE + "test_cached_prefixes_go_by_key",
     "ServerConfig.read_timeout": _PROTOCOL + "test_a_request_that_does_not_arrive_is_408",
