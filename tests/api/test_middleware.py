@@ -356,3 +356,24 @@ async def test_json_that_is_too_much_is_a_400(body: bytes) -> None:
         assert answer.status_code == 400
         assert answer.json()["error"]["code"] == "json_too_complex"
         assert api.state.metrics.edge.refused["json_bounds"] == 1
+
+
+async def test_a_body_that_is_still_coming_holds_no_place() -> None:
+    async with open_api(max_requests_per_key=1) as api:
+        more = asyncio.Event()
+
+        async def slow() -> AsyncIterator[bytes]:
+            yield b'{"prompt": '
+            await more.wait()
+            yield b'"hi"}'
+
+        headers = {"content-type": "application/json"}
+        stream = api.client.post("/v1/completions", content=slow(), headers=headers)
+        waiting = asyncio.ensure_future(stream)
+        await asyncio.sleep(0.05)
+        assert (await api.complete()).status_code == 200
+        api.state.take_place(0)
+        more.set()
+        assert (await waiting).status_code == 429
+        api.state.leave_place(0)
+        assert not api.state._num_places

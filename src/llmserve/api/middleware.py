@@ -171,7 +171,8 @@ def key_digests(keys: Iterable[str]) -> list[bytes]:
 
 
 class Gate:
-    """A place for each request that may reach the engine, taken before its body is read.
+    """A place for each request that may reach the engine, looked for before its body is read and
+    taken when it is there: who sends slowly keeps no place from others.
 
     `salts` are what each key's cached prefixes go by, none where all share them.
     """
@@ -190,16 +191,27 @@ class Gate:
         key: int = scope.get(_KEY, 0)
         try:
             caller = self._caller(key, Headers(scope=scope).get("x-request-timeout-ms"))
-            self._state.take_place(key)
+            self._state.check_place(key)
         except LLMServeError as error:
             await error_response(error)(scope, receive, send)
             return
+        taken = False
+
+        async def counted() -> Message:
+            nonlocal taken
+            message = await receive()
+            if not (taken or message.get("more_body") or message["type"] != "http.request"):
+                self._state.take_place(key)
+                taken = True
+            return message
+
         token = CALLER.set(caller)
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, counted, send)
         finally:
             CALLER.reset(token)
-            self._state.leave_place(key)
+            if taken:
+                self._state.leave_place(key)
 
     def _caller(self, key: int, timeout_ms: str | None) -> Caller:
         times = [self._state.server.request_timeout] if self._state.server.request_timeout else []

@@ -135,8 +135,8 @@ class AppState:
             )
         return name
 
-    def take_place(self, key: int) -> None:
-        """A place for one request of the key, to be left once it is answered.
+    def check_place(self, key: int) -> None:
+        """Whether there is a place for one more request of the key.
 
         HttpError 429 where the key has as many as it may, OverloadedError where the engine has.
         """
@@ -157,6 +157,10 @@ class AppState:
             tokens = model.max_num_queued_tokens
             if tokens and stats.num_waiting_tokens >= tokens:
                 self._overloaded("queue_tokens", "prompt tokens", stats.num_waiting)
+
+    def take_place(self, key: int) -> None:
+        """The place that `check_place` looks for, to be left once the request is answered."""
+        self.check_place(key)
         self._places[key] += 1
         self._num_places += 1
 
