@@ -19,6 +19,7 @@ from llmserve.api.generation import Generation
 from llmserve.api.state import AppState
 from llmserve.core.outputs import Delta
 from llmserve.errors import LLMServeError
+from llmserve.frontend.async_llm import RequestStream
 from llmserve.utils.logger import get_logger
 
 logger = get_logger(__name__)
@@ -60,7 +61,8 @@ class EventStream(Response):
         self._generation = generation
         for stream in generation.streams:
             most = MAX_HELD_BYTES // (generation.n * len(generation.streams))
-            stream.bound(max(most, _LEAST_HELD_BYTES))
+            if isinstance(stream, RequestStream):  # a beam search says nothing before its end
+                stream.bound(max(most, _LEAST_HELD_BYTES))
         self._writer = writer
         self._started = False
         self._busy = False
