@@ -94,7 +94,7 @@ def test_t01_logits_narrower_than_the_tokenizer(tmp_path: Path) -> None:
 
 NUMBERS = {
     "n": '0 -1 129 1000000000 1e400 NaN true "1" 1.5 null_ [1]',
-    "best_of": "1000000000 2 -1 NaN",
+    "best_of": "1000000000 -1 NaN",
     "top_k": '-2 1e9 1e400 9223372036854775808 NaN Infinity true "5"',
     "top_p": '0 -0.1 1.1 NaN Infinity -Infinity true "1" 1e400',
     "min_p": "-0.1 1.1 NaN 1e400 true",
