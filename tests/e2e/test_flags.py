@@ -33,6 +33,7 @@ _ADMIN = "tests/api/test_admin.py::"
 _MIDDLEWARE = "tests/api/test_middleware.py::"
 _PROTOCOL = "tests/api/test_protocol.py::"
 _HERE = "tests/e2e/test_flags.py::"
+_LATE = "tests/api/test_state.py::test_an_engine_that_is_late_or_lost_takes_nothing_for_a_while"
 _GRAPHS = "tests/worker/test_cuda_graph.py::"
 
 SEEN_BY = {
@@ -98,6 +99,8 @@ SEEN_BY = {
     "ServerConfig.disable_log_stats": _HERE + "test_disable_log_stats",
     "ServerConfig.disable_uvicorn_access_log": _PROCESSES + "test_keys_names_and_prefix",
     "ServerConfig.enable_force_include_usage": _PROCESSES + "test_keys_names_and_prefix",
+    "ServerConfig.engine_hang_timeout": _LATE,
+    "ServerConfig.engine_start_timeout": "tests/faults/test_engine_loss.py::test_never_ready",
     "ServerConfig.enable_log_requests": _PROCESSES + "test_keys_names_and_prefix",
     "ServerConfig.host": _HERE + "test_server_flags",
     "ServerConfig.max_request_bytes": _PROCESSES + "test_keys_names_and_prefix",

@@ -388,7 +388,8 @@ def test_over_http(model: Path) -> None:
             )  # fmt: skip
         results, gaps = asyncio.run(_storm(server.url))
         assert {status for status, _ in results} <= {200, 400, 503}
-        assert {results[0][0], results[1][0]} & {400}, "the first ones had their time"
+        slow = results[0::6] + results[1::6] + results[3::6]
+        assert any(status == 400 for status, _ in slow), "some had their time"
         assert all(status != 200 for status, _ in results[0::6] + results[1::6])
         assert max(seconds for _, seconds in results) < 6  # 4 for the grammar, 1 for the schema
         assert max(gaps) < 2

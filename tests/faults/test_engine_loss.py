@@ -15,8 +15,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.helpers.faults import Bench, TooSlow, run_stream
+from tests.helpers.faults import FLAGS, Bench, TooSlow, run_stream
 from tests.helpers.invariants import Ended
+from tests.helpers.server import llmserve
 
 HANG_S = 5.0
 
@@ -177,3 +178,12 @@ def test_a_fourth_restart_in_five_minutes_is_not_tried(bench_model: Path) -> Non
         )
         bench.server.check_gone()
     bench.http.close()
+
+
+def test_never_ready(bench_model: Path) -> None:
+    """An engine that takes longer to start than it may is started anew, and not for ever."""
+    run = llmserve(
+        "serve", str(bench_model), *FLAGS, "--port", "0", "--engine-start-timeout", "0.1"
+    )
+    assert run.returncode == 1, run.stdout
+    assert "was not ready after 0.1 s" in run.stdout.rstrip().rpartition("\n")[2]

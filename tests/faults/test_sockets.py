@@ -47,7 +47,7 @@ def tcp_listeners(pids: list[int]) -> set[int]:
 
 def sockets_of(bench: Bench) -> list[Path]:
     found = [path for path in bench.server.runtime.rglob("*") if path.is_socket()]
-    assert {"engine.sock", "client-0.sock", "client-1.sock"} <= {path.name for path in found}
+    assert {"engine-0.sock", "client-0.sock", "client-1.sock"} <= {path.name for path in found}
     return found
 
 

@@ -42,3 +42,15 @@ def test_a_closed_schema_has_every_end_token() -> None:
 def test_ebnf_is_translated() -> None:
     made = compiled(GrammarSpec(backend="guidance", kind="ebnf", text='root ::= "x" [0-9]+'))
     assert accepts(made, "x12") and not accepts(made, "x")
+
+
+def test_a_parser_that_gives_up_says_so() -> None:
+    """It has limits of its own, which it comes to only when a token is taken."""
+    made = GuidanceBackend(Vocabulary([b"x", b"y", b""], [2]))
+    spec = GrammarSpec(backend="guidance", kind="regex", text="y(x{1000}){1000}")
+    with pytest.raises(GrammarError, match="limit|fuel|too"):
+        matcher = made.load(spec, b"").start()
+        words = np.zeros(1, np.int32)
+        for token in (1, 0, 0):
+            matcher.fill(words)
+            matcher.accept(token)

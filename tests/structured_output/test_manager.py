@@ -219,3 +219,13 @@ def test_all_who_wait_for_a_grammar_hear_of_it() -> None:
     assert [(key, error is None) for key, error in ready] == [(1, True), (2, True), (3, False)]
     assert ready[2][1] is not None and ready[2][1].code == GRAMMAR_ERROR
     assert manager.take_ready() == []
+
+
+def test_requests_that_ended_elsewhere_are_forgotten() -> None:
+    bench = Bench([[3]])
+    alive = [bench.request.key, 1000]
+    for key in range(1000, 1100):
+        assert bench.manager.enter(key, _params())
+    bench.manager.keep_only(alive)
+    assert sorted(bench.manager._walks) == sorted(alive)
+    assert bench.allowed() == [3]

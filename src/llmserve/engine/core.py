@@ -45,6 +45,7 @@ class EngineCore:
         if key in self.scheduler.requests:
             self.scheduler.add(request)  # which counts it as a duplicate
             return
+        self.grammars.keep_only(self.scheduler.requests)  # a deadline ends some
         self.scheduler.add(request, hold=True)
         if key in self.scheduler.requests and self.grammars.enter(key, request.params):
             self.scheduler.release(key)

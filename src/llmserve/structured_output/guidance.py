@@ -108,12 +108,17 @@ class GuidanceMatcher(Matcher):
         self._matcher = matcher
 
     def accept(self, token: int) -> bool:
-        """See Matcher."""
-        return self._matcher.consume_token(token)
+        """See Matcher. GrammarError where the parser gives up."""
+        fits = self._matcher.consume_token(token)
+        self._check()
+        return fits
 
     def fill(self, words: np.ndarray) -> None:
         """See Matcher. GrammarError where the parser gives up."""
         fill_next_token_bitmask(self._matcher, words.reshape(1, -1))
+        self._check()
+
+    def _check(self) -> None:
         if self._matcher.is_error():
             raise GrammarError(self._matcher.get_error().strip().splitlines()[0])
 

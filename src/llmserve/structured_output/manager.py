@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """The requests that are bound to a grammar, and the masks of their steps."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 
@@ -78,6 +79,11 @@ class GrammarManager:
     def leave(self, key: int) -> None:
         """The request has ended; unknown ones are ignored."""
         self._walks.pop(key, None)
+
+    def keep_only(self, alive: Collection[int]) -> None:
+        """Forgets requests that ended elsewhere, once they are many."""
+        if len(self._walks) > 64 + 2 * len(alive):
+            self._walks = {key: walk for key, walk in self._walks.items() if key in alive}
 
     # -- a step
 
