@@ -54,6 +54,23 @@ async def test_joined_deltas_equal_the_whole_answer_at_every_split(path: str) ->
                 assert usage == whole["usage"]
 
 
+@pytest.mark.parametrize("path", ["chat", "completions"])
+async def test_no_event_has_a_line_end_of_unicode(path: str) -> None:
+    """httpx.iter_lines and str.splitlines would cut the JSON there."""
+    async with open_api() as api:
+        text = "a\u2028b\x85c\u2029d\u20a8"
+        api.engine.answer = lambda request: text
+        options: dict[str, Any] = {"stream": True, "max_tokens": 100}
+        answer = await (api.chat if path == "chat" else api.complete)(**options)
+        assert answer.text.splitlines() == answer.text.split("\n")[:-1]
+        *chunks, done = events(answer.text)
+        joined = [chunk["choices"][0] for chunk in chunks]
+        if path == "chat":
+            assert "".join(choice["delta"].get("content") or "" for choice in joined) == text
+        else:
+            assert "".join(choice["text"] for choice in joined) == text
+
+
 async def test_stream_headers() -> None:
     async with open_api() as api:
         headers = (await api.chat(stream=True, store=True)).headers

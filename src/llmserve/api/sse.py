@@ -28,6 +28,8 @@ DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 MAX_HELD_BYTES = 64 << 10  # with what socket and connection buffer, 256 KiB a stream
 _LEAST_HELD_BYTES = 8 << 10  # of one continuation among many
+# NEL, LINE and PARAGRAPH SEPARATOR: many clients end a line there, which would cut the JSON.
+_LINE_ENDS = tuple((char.encode(), f"\\u{ord(char):04x}".encode()) for char in "\x85\u2028\u2029")
 RAW_SEND = "llmserve.send"  # in the scope: the server's own send, past all middleware
 
 
@@ -124,7 +126,8 @@ class EventStream(Response):
 
     async def _write(self, send: Send, data: bytes) -> None:
         self._busy = True
-        await send({"type": "http.response.body", "body": data, "more_body": True})
+        body = _escaped(data)
+        await send({"type": "http.response.body", "body": body, "more_body": True})
         self._busy = False
         self._last_write = asyncio.get_running_loop().time()
 
@@ -133,7 +136,8 @@ class EventStream(Response):
             self._timer.cancel()
         if self._comment is not None:
             self._comment.cancel()
-        await send({"type": "http.response.body", "body": data, "more_body": False})
+        body = _escaped(data)
+        await send({"type": "http.response.body", "body": body, "more_body": False})
 
     def _keep_alive(self, interval: float, send: Send) -> None:
         loop = asyncio.get_running_loop()
@@ -150,3 +154,11 @@ class EventStream(Response):
         else:
             self._started = True
             await error_response(error)(scope, receive, send)
+
+
+def _escaped(data: bytes) -> bytes:
+    """Events whose only line ends are their own."""
+    for raw, escape in _LINE_ENDS:
+        if raw in data:
+            data = data.replace(raw, escape)
+    return data

@@ -110,7 +110,8 @@ class GuidanceMatcher(Matcher):
     def accept(self, token: int) -> bool:
         """See Matcher. GrammarError where the parser gives up."""
         fits = self._matcher.consume_token(token)
-        self._check()
+        if not fits and "doesn't satisfy the grammar" not in self._matcher.get_error():
+            self._check()
         return fits
 
     def fill(self, words: np.ndarray) -> None:
