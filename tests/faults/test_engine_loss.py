@@ -181,7 +181,7 @@ def test_a_fourth_restart_in_five_minutes_is_not_tried(bench_model: Path) -> Non
 
 
 def test_never_ready(bench_model: Path) -> None:
-    """An engine that takes longer to start than it may is started anew, and not for ever."""
+    """An engine that takes longer to start than it may, before the server was ever ready."""
     run = llmserve(
         "serve", str(bench_model), *FLAGS, "--port", "0", "--engine-start-timeout", "0.1"
     )

@@ -17,11 +17,14 @@ CPU = torch.device("cpu")
 
 
 class Fusing(LinearMethod):
-    """Does what its `fuses` says in plain torch, and refuses the rest."""
+    """Does what it is told to in plain torch, and refuses the rest."""
 
-    def __init__(self, fuses: frozenset[str]) -> None:
-        self.fuses = fuses
+    def __init__(self, fused: frozenset[str]) -> None:
+        self.fused = fused
         self.seen: set[str] = set()
+
+    def fuses(self, num_tokens: int, act: bool) -> frozenset[str]:
+        return self.fused
 
     def create(
         self,
@@ -45,7 +48,7 @@ class Fusing(LinearMethod):
     ) -> torch.Tensor:
         asked = {"norm": norm, "act": act, "residual": residual}
         self.seen = {name for name, value in asked.items() if value is not None}
-        assert self.seen <= self.fuses
+        assert self.seen <= self.fused
         if norm is not None:
             x = F.rms_norm(x, x.shape[-1:], norm.weight, norm.eps)
         x = F.linear(x, self.params["weight"], self.params["bias"])

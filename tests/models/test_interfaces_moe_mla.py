@@ -14,7 +14,7 @@ from llmserve.attention.base import (
 from llmserve.config.hf import ModelDescription, ModelSource
 from llmserve.config.load import LoadConfig
 from llmserve.core.kv_spec import MLASpec
-from llmserve.kernels.rotary import apply_rotary
+from llmserve.kernels.rope_write import rope_rows
 from llmserve.kernels.silu_mul import gated_act
 from llmserve.layers.base import Build, Layer
 from llmserve.layers.embedding import Embedding, LMHead
@@ -92,8 +92,10 @@ class ProbeLayer(nn.Module):
         kv, count = batch.layers[self.layer_id], len(x)
         query = self.q_proj(x, self.norm.spec).view(count, HEADS, NOPE + ROPE)
         latent, key_rope = self.kv_a_proj(x, self.norm.spec).split((LATENT, ROPE), -1)
-        query_rope, key_rope = apply_rotary(
-            query[..., NOPE:], key_rope.unsqueeze(1), batch.positions, self.table
+        cos, sin = rope_rows(batch.positions, self.table)
+        query_rope, key_rope = (
+            part * cos + part.roll(ROPE // 2, -1) * sin
+            for part in (query[..., NOPE:], key_rope.unsqueeze(1))
         )
         entry = torch.cat((self.kv_norm(latent), key_rope.squeeze(1)), -1)
         kv.cache.view(-1, LATENT + ROPE)[kv.metadata.slot_mapping] = entry

@@ -1,12 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from llmserve.kernels.fused_linear import Tile, fused_linear_torch
+from llmserve.quantization import unquantized as module
 from llmserve.quantization.unquantized import UnquantizedLinear
 
 CPU = torch.device("cpu")
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that says so."""
+
+    is_cuda = True  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -55,3 +65,36 @@ def test_plain_where_onednn_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(3, 64)
     assert not method.reordered
     torch.testing.assert_close(method.apply(x), F.linear(x, params["weight"]))
+
+
+@pytest.mark.parametrize("tile", [None, Tile(4, 32, 1, 1, 1)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_what_a_gpu_fuses(monkeypatch: pytest.MonkeyPatch, tile: Tile | None, bias: bool) -> None:
+    """With a tile everything, else the residual alone, in place and only into a plain product."""
+    given: list[object] = []
+
+    def fused(*args: Any) -> torch.Tensor:
+        given.append(args[6])
+        return fused_linear_torch(*args[:6])
+
+    monkeypatch.setattr(module, "fused_linear", fused)
+    monkeypatch.setattr(module, "scratch_of", lambda device: None)
+    monkeypatch.setattr(module, "tile_for", lambda *size: tile)
+    method = UnquantizedLinear()
+    params = method.create(32, 48, bias, torch.bfloat16, CPU)
+    for value in params.values():
+        value.normal_()
+    method.finalize(params)
+    method.reordered = False
+    method.weight = params["weight"].as_subclass(OnGpu)
+    x, residual = torch.randn(3, 32).bfloat16(), torch.randn(3, 48).bfloat16()
+    every = {"norm", "act", "residual"}
+    assert method.fuses(3, True) == (every if tile else frozenset())
+    assert method.fuses(3, False) == (every if tile else frozenset() if bias else {"residual"})
+    kept = residual.clone()
+    expected = F.linear(x, params["weight"], params.get("bias")) + kept
+    if tile or not bias:
+        out = method.apply(x, residual=residual)
+        assert (out.data_ptr() == residual.data_ptr()) == (tile is None)
+        torch.testing.assert_close(torch.as_tensor(out), expected, rtol=2e-2, atol=6e-2)
+    assert len(given) == (tile is not None)

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from llmserve.kernels.rms_norm import rms_norm_torch
-from llmserve.kernels.silu_mul import gated_act_torch
+from llmserve.kernels.silu_mul import gated_act_of, gated_act_torch
 from llmserve.kernels.triton_jit import loop, pdl_of, tl, triton
 
 
@@ -171,14 +171,6 @@ def scratch_size(num_tokens: int, out_features: int, tile: Tile, act: bool) -> i
 
 
 @triton.jit
-def _activate(gate, up, ACT: tl.constexpr):
-    inner = gate
-    if ACT == 2:  # 0.5 * (1 + tanh(y)) == sigmoid(2 * y)
-        inner = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
-    return gate * tl.sigmoid(inner) * up
-
-
-@triton.jit
 def _multiply(w, x_part, acc, TILE_M: tl.constexpr):
     if TILE_M == 1:
         acc += w.to(tl.float32) * tl.trans(x_part).to(tl.float32)
@@ -284,7 +276,9 @@ def _linear_kernel(
                 up_acc += tl.load(bias + out_features + n).to(tl.float32)[:, None]
         kind = out.dtype.element_ty
         if ACT > 0:
-            acc = _activate(acc.to(kind).to(tl.float32), up_acc.to(kind).to(tl.float32), ACT)
+            acc = gated_act_of(
+                acc.to(kind).to(tl.float32), up_acc.to(kind).to(tl.float32), ACT == 2
+            )
         to = m[None, :] * out_features + n[:, None]
         if RESIDUAL:
             acc += tl.load(residual + to, mask=there[None, :], other=0.0).to(tl.float32)

@@ -38,6 +38,15 @@ _BLOCK = 1024
 
 
 @triton.jit
+def gated_act_of(gate, up, GELU: tl.constexpr):
+    """act(gate) * up of float32 tiles."""
+    inner = gate
+    if GELU:  # 0.5 * (1 + tanh(y)) == sigmoid(2 * y)
+        inner = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
+    return gate * tl.sigmoid(inner) * up
+
+
+@triton.jit
 def _gated_act_kernel(
     x, out, intermediate, GELU: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
 ):  # fmt: skip
@@ -49,9 +58,5 @@ def _gated_act_kernel(
         tl.extra.cuda.gdc_launch_dependents()
     gate = tl.load(x + token * 2 * intermediate + cols, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(x + (token * 2 + 1) * intermediate + cols, mask=inside, other=0.0).to(tl.float32)
-    if GELU:
-        # 0.5 * (1 + tanh(y)) == sigmoid(2 * y)
-        act = gate * tl.sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate))
-    else:
-        act = gate * tl.sigmoid(gate)
-    tl.store(out + token * intermediate + cols, (act * up).to(out.dtype.element_ty), mask=inside)
+    value = gated_act_of(gate, up, GELU).to(out.dtype.element_ty)
+    tl.store(out + token * intermediate + cols, value, mask=inside)

@@ -17,14 +17,16 @@ class NormSpec:
 
 
 class LinearMethod(ABC):
-    """One linear's weight. `fuses` names what `apply` does natively; layers/ composes the rest.
+    """One linear's weight. layers/ composes what `apply` does not do natively.
 
-    Members of `fuses`: "norm" (RMSNorm of the input), "act" (gated activation of the output's
-    halves), "residual" (adds to the output, and may overwrite what it adds). `apply` gets no
-    argument outside `fuses`.
+    What it does, as `fuses` names it: "norm" (RMSNorm of the input), "act" (gated activation of
+    the output's halves), "residual" (adds to the output, and may overwrite what it adds). `apply`
+    gets no other argument.
     """
 
-    fuses: frozenset[str] = frozenset()
+    def fuses(self, num_tokens: int, act: bool) -> frozenset[str]:
+        """What `apply` can be asked for with so many tokens; `act`: where an activation follows."""
+        return frozenset()
 
     @abstractmethod
     def create(

@@ -5,10 +5,12 @@
 import torch
 import torch.nn.functional as F
 
-from llmserve.kernels.fused_linear import fused_linear, scratch_of, tile_for
-from llmserve.kernels.rms_norm import rms_norm
-from llmserve.kernels.silu_mul import gated_act
+from llmserve.kernels.fused_linear import Tile, fused_linear, scratch_of, tile_for
 from llmserve.quantization.base import LinearMethod, NormSpec
+
+_NOTHING: frozenset[str] = frozenset()
+_RESIDUAL = frozenset({"residual"})
+_ALL = frozenset({"norm", "act", "residual"})
 
 
 class UnquantizedLinear(LinearMethod):
@@ -18,8 +20,8 @@ class UnquantizedLinear(LinearMethod):
     reordered. float32: gate_up 0.9 / 1.7, lm_head 1.0 / 2.6, but qkv 0.8 / 1.2, o 0.7 / 1.05, down
     0.7 / 1.03, all slower in prefill: only wide ones are.
 
-    On CUDA all that stands around a product is done here: inside one kernel for few tokens, else by
-    kernels of their own, but for the residual, which the product adds in place.
+    On CUDA all that stands around a product of few tokens is done inside its kernel; else the
+    product adds the residual in place.
     """
 
     def create(
@@ -40,12 +42,24 @@ class UnquantizedLinear(LinearMethod):
         self.bias = params.get("bias")
         out_features, in_features = self.weight.shape
         wide = out_features >= 4 * in_features
-        if self.weight.is_cuda:
-            self.fuses = frozenset({"norm", "act", "residual"})
         self.reordered = (wide or self.weight.dtype != torch.float32) and _can_reorder(self.weight)
         if self.reordered:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight)
             self.linear = torch.ops.mkldnn._linear_pointwise.default
+
+    def _tile(self, num_tokens: int, act: bool) -> Tile | None:
+        weight = self.weight
+        if not weight.is_cuda or weight.dtype == torch.float32:
+            return None
+        out_features, in_features = weight.shape
+        return tile_for(num_tokens, out_features // (1 + act), in_features, act, weight.device)
+
+    def fuses(self, num_tokens: int, act: bool) -> frozenset[str]:
+        if not self.weight.is_cuda:
+            return _NOTHING
+        if self._tile(num_tokens, act) is not None:
+            return _ALL
+        return _NOTHING if act or self.bias is not None else _RESIDUAL
 
     def apply(
         self,
@@ -56,24 +70,15 @@ class UnquantizedLinear(LinearMethod):
     ) -> torch.Tensor:
         if self.reordered:
             return self.linear(x, self.weight, self.bias, "none", [], "")
-        if not self.fuses:
-            return F.linear(x, self.weight, self.bias)
         weight, bias = self.weight, self.bias
-        if x.dtype != torch.float32:
-            out_features = weight.shape[0] // (2 if act else 1)
-            tile = tile_for(len(x), out_features, weight.shape[1], act is not None, x.device)
-            if tile is not None:
-                spec = None if norm is None else (norm.weight, norm.eps)
-                scratch = scratch_of(x.device)
-                return fused_linear(x, weight, bias, spec, act, residual, tile, scratch)
-        if norm is not None:
-            x = rms_norm(x, norm.weight, norm.eps)
-        if residual is not None and act is None and bias is None:
+        tile = self._tile(len(x), act is not None)
+        if tile is not None:
+            spec = None if norm is None else (norm.weight, norm.eps)
+            scratch = scratch_of(x.device)
+            return fused_linear(x, weight, bias, spec, act, residual, tile, scratch)
+        if residual is not None:
             return residual.addmm_(x, weight.t())
-        x = F.linear(x, weight, bias)
-        if act is not None:
-            x = gated_act(x, act)
-        return x if residual is None else x + residual
+        return F.linear(x, weight, bias)
 
 
 def _can_reorder(weight: torch.Tensor) -> bool:
