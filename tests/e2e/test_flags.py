@@ -204,20 +204,24 @@ def test_cpu_threads(engine: Callable[..., Engine]) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    ("flags", "decode", "mixed"),
+    ("flags", "made"),
     [
-        ({}, True, True),
-        ({"cudagraph_mode": "FULL_DECODE_ONLY"}, True, False),
-        ({"cudagraph_mode": "NONE"}, False, False),
-        ({"enforce_eager": True}, False, False),
+        ({}, (True, True, False)),
+        ({"cudagraph_mode": "FULL_DECODE_ONLY"}, (True, False, False)),
+        ({"cudagraph_mode": "FULL_AND_PIECEWISE"}, (True, False, True)),
+        ({"cudagraph_mode": "PIECEWISE"}, (False, False, True)),
+        ({"cudagraph_mode": "NONE"}, (False, False, False)),
+        ({"enforce_eager": True}, (False, False, False)),
     ],
 )
 def test_graph_modes(
-    engine: Callable[..., Engine], flags: dict[str, Any], decode: bool, mixed: bool
+    engine: Callable[..., Engine], flags: dict[str, Any], made: tuple[bool, bool, bool]
 ) -> None:
+    """Whole decode steps, whole steps with prompts, pieces."""
     executor: Any = engine(device="cuda", dtype="float16", **flags).core.executor
-    graphs = executor.worker.runner.graphs
-    assert (bool(graphs and graphs._decode), bool(graphs and graphs._mixed)) == (decode, mixed)
+    runner = executor.worker.runner
+    graphs, pieces = runner.graphs, runner.pieces
+    assert (bool(graphs and graphs._decode), bool(graphs and graphs._mixed), bool(pieces)) == made
 
 
 def test_load_format(engine: Callable[..., Engine]) -> None:

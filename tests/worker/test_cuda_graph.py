@@ -38,19 +38,23 @@ def test_mixed_sizes_end_at_the_most_tokens() -> None:
     assert mixed_sizes(DEFAULT, 16384)[-1] == 2048
     assert mixed_sizes(DeviceConfig(cudagraph_mode="FULL_DECODE_ONLY"), 100) == []
 
+    sizes = mixed_sizes(DeviceConfig(cudagraph_mode="PIECEWISE"), 100)
+    assert sizes == [1, 2, 4, 8, 16, 32, 64, 96, 100]
+
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["FULL", "FULL_AND_PIECEWISE", "PIECEWISE"])
 @pytest.mark.parametrize("architecture", CONFIGS)
 @pytest.mark.parametrize("params", [{}, {"temperature": 1.0, "seed": 11}])
-def test_graph_equals_eager(architecture: str, params: dict[str, float]) -> None:
+def test_graph_equals_eager(architecture: str, params: dict[str, float], mode: str) -> None:
     """Token for token, with rows that come and go and prompts beside the decodes."""
     prompts = {slot: random_prompt(n, slot) for slot, n in {1: 5, 2: 33, 3: 70}.items()}
     runs = []
     for graphs in (False, True):
         driver = Driver(architecture, device="cuda")
         if graphs:
-            driver.runner.capture([1, 2, 4], [16, 40], 5)
-            replays = count_replays(driver.runner.graphs)
+            driver.runner.capture(mode, [1, 2, 4], [16, 40], 5)
+            replays = count_replays(driver.runner)
         out: dict[int, list[int]] = {}
         for slot, prompt in prompts.items():
             driver.add(slot, prompt, **params)
@@ -63,20 +67,27 @@ def test_graph_equals_eager(architecture: str, params: dict[str, float]) -> None
                     out.setdefault(row, []).extend(tokens)
         runs.append(out)
     # 70 tokens beside two rows are two steps of 40 and 34
-    assert replays == {"_replay_decode": 18, "_replay_mixed": 4}
+    whole = {"_replay_decode": 18 * (mode != "PIECEWISE"), "_replay_mixed": 4 * (mode == "FULL")}
+    assert replays == whole | {"replay": 22 - sum(whole.values())}
     assert runs[0] == runs[1]
     assert len(set(np.concatenate(list(runs[0].values())))) > 3
 
 
-def count_replays(graphs: Any) -> dict[str, int]:
-    """Counts from now on."""
-    counts = {"_replay_decode": 0, "_replay_mixed": 0}
-    for name in counts:
-        original = getattr(graphs, name)
+def count_replays(runner: Any) -> dict[str, int]:
+    """Of whole decode steps, whole mixed ones and steps in pieces, from now on."""
+    counts: dict[str, int] = {}
+    for graphs, names in (
+        (runner.graphs, ("_replay_decode", "_replay_mixed")), (runner.pieces, ("replay",)),
+    ):  # fmt: skip
+        for name in names:
+            counts[name] = 0
+            if graphs is None:
+                continue
+            original = getattr(graphs, name)
 
-        def counted(*args: Any, name: str = name, original: Any = original) -> Any:
-            counts[name] += 1
-            return original(*args)
+            def counted(*args: Any, name: str = name, original: Any = original) -> Any:
+                counts[name] += 1
+                return original(*args)
 
-        setattr(graphs, name, counted)
+            setattr(graphs, name, counted)
     return counts

@@ -22,8 +22,9 @@ class DeviceConfig:
     enforce_eager: bool = flag(False, "Run without CUDA graphs, as --cudagraph-mode NONE.")
     cudagraph_mode: str = flag(
         "FULL",
-        "Steps that run as CUDA graphs: FULL is all, FULL_DECODE_ONLY those without prompts.",
-        choices=("NONE", "FULL_DECODE_ONLY", "FULL"),
+        "Steps that run as CUDA graphs: FULL is all, FULL_DECODE_ONLY those without prompts, "
+        "PIECEWISE all with attention left out, FULL_AND_PIECEWISE in pieces with prompts only.",
+        choices=("NONE", "PIECEWISE", "FULL", "FULL_DECODE_ONLY", "FULL_AND_PIECEWISE"),
     )
     cudagraph_capture_sizes: list[int] = flag(
         [],

@@ -2,9 +2,9 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """Whole steps as CUDA graphs: one copy to the device and one launch, and one more for the draw."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import torch
@@ -29,9 +29,11 @@ def decode_sizes(config: DeviceConfig, max_num_seqs: int) -> list[int]:
 
 def mixed_sizes(config: DeviceConfig, max_num_batched_tokens: int) -> list[int]:
     """Tokens of the graphs of steps with prompts in them."""
-    if config.cudagraph_mode != "FULL":
+    if config.cudagraph_mode == "FULL_DECODE_ONLY":
         return []
-    sizes = [16, 32, 64, 96, 128, 192, 256, 384, 512, 640, 768, 1024, 1280, 1536, 1792, _MAX_TOKENS]
+    few = [1, 2, 4, 8] if config.cudagraph_mode == "PIECEWISE" else []
+    coarse = [384, 512, 640, 768, 1024, 1280, 1536, 1792, _MAX_TOKENS]
+    sizes = [*few, 16, 32, 64, 96, 128, 192, 256, *coarse]
     most = min(max_num_batched_tokens, _MAX_TOKENS)
     return [size for size in sizes if size < most] + [most]
 
@@ -44,6 +46,45 @@ class _Graph:
     inputs: StepInputs
     hidden: torch.Tensor  # [num_tokens, hidden], overwritten by the next replay
     draws: dict[bool, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = field(default_factory=dict)
+
+
+def record(
+    run: Callable[[], torch.Tensor],
+    pool: tuple[int, int],
+    breaks: list[Callable[[], None]] | None = None,
+) -> tuple[list[torch.cuda.CUDAGraph], torch.Tensor]:
+    """Captures `run`; where it calls what then is in `breaks`, a graph ends and another begins.
+
+    Without torch.cuda.graph, which empties the allocator's cache before each of hundreds.
+    """
+    graphs: list[torch.cuda.CUDAGraph] = []
+
+    def begin() -> None:
+        graphs.append(torch.cuda.CUDAGraph())
+        graphs[-1].capture_begin(pool=pool)  # type: ignore[arg-type]
+
+    def split() -> None:
+        graphs[-1].capture_end()
+        begin()
+
+    torch.cuda.synchronize()
+    with torch.cuda.stream(_capture_stream()):
+        begin()
+        try:
+            if breaks is not None:
+                breaks.append(split)
+            result = run()
+        finally:
+            graphs[-1].capture_end()
+            if breaks is not None:
+                breaks.clear()
+    return graphs, result
+
+
+@functools.cache
+def _capture_stream() -> torch.cuda.Stream:
+    """One for all: memory of a pool is reused by its stream alone."""
+    return torch.cuda.Stream()
 
 
 class StepGraphs:
@@ -63,6 +104,7 @@ class StepGraphs:
         mixed: list[int],
         max_rows: int,
         max_model_len: int,
+        pool: tuple[int, int],
         forward: Callable[[StepInputs], torch.Tensor],
         draw: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, bool], torch.Tensor],
     ) -> None:
@@ -75,7 +117,7 @@ class StepGraphs:
         most = max([self._height * sizes[-1], *(self._mixed_width(size) for size in mixed)])
         self._packed = torch.zeros(most, dtype=torch.int64, device=self._slots.device)
         self._starts = torch.arange(sizes[-1] + 1, dtype=torch.int32, device=self._slots.device)
-        self._pool: tuple[int, int] | None = None
+        self._pool = pool
         self._decode: dict[int, _Graph] = {}
         self._mixed: dict[int, _Graph] = {}
         # The largest first: the smaller ones fit into its memory
@@ -87,9 +129,9 @@ class StepGraphs:
             index = self._packed[4 * size : 5 * size]
             for random in (False, True):
                 inputs = (made.hidden, made.inputs.last_slots, index, random)
-                made.draws[random] = self._record(partial(draw, *inputs))
-        self._decode_size = _rounded(sizes)
-        self._mixed_size = _rounded(mixed)
+                made.draws[random] = self._record(functools.partial(draw, *inputs))
+        self._decode_size = rounded(sizes)
+        self._mixed_size = rounded(mixed)
 
     def _capture(
         self,
@@ -108,11 +150,7 @@ class StepGraphs:
 
     def _record(self, run: Callable[[], torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
         run()  # compiles and loads what capture must not
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):  # type: ignore[arg-type]
-            result = run()
-        self._pool = self._pool or graph.pool()
+        (graph,), result = record(run, self._pool)
         return graph, result
 
     def replay(self, plan: SchedulerOutput) -> tuple[StepInputs, torch.Tensor] | None:
@@ -245,7 +283,7 @@ class StepGraphs:
         ]
 
 
-def _rounded(sizes: list[int]) -> np.ndarray:
+def rounded(sizes: list[int]) -> np.ndarray:
     """int64 [sizes[-1] + 1]: the captured size for each number."""
     rounded = np.zeros(sizes[-1] + 1 if sizes else 0, np.int64)
     for size in reversed(sizes):

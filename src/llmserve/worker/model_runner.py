@@ -19,6 +19,7 @@ from llmserve.spec_decode.base import Proposer
 from llmserve.worker import kv_tensors
 from llmserve.worker.cuda_graph import StepGraphs
 from llmserve.worker.input_batch import InputBatcher, StepInputs
+from llmserve.worker.piecewise import PieceGraphs
 from llmserve.worker.request_slots import RequestSlots
 
 _LOGITS_SLICE = 64  # prompt positions whose logits are held at once
@@ -77,6 +78,7 @@ class ModelRunner:
         self._started: _Forward | None = None
         self.max_model_len = max_model_len
         self.graphs: StepGraphs | None = None
+        self.pieces: PieceGraphs | None = None
 
     @torch.inference_mode()
     def forward(self, plan: SchedulerOutput) -> None:
@@ -96,25 +98,34 @@ class ModelRunner:
         self._started = _Forward(plan, inputs, hidden)
 
     def _hidden(self, inputs: StepInputs) -> torch.Tensor:
-        """[num_tokens, hidden]"""
+        """[num_tokens, hidden], padding behind it"""
         for (group, _), backend in self.backends.items():
             backend.plan(inputs.metadata[group])
+        hidden = None if self.pieces is None else self.pieces.replay(inputs)
+        if hidden is not None:
+            return hidden
         layers = [LayerKV(kv, backend, inputs.metadata[g]) for kv, backend, g in self._layers]
         return self.model.forward(
             ForwardBatch(inputs.input_ids, inputs.positions, inputs.logits_rows, layers)
         )
 
     @torch.inference_mode()
-    def capture(self, sizes: list[int], mixed: list[int], max_rows: int) -> None:
+    def capture(self, mode: str, sizes: list[int], mixed: list[int], max_rows: int) -> None:
         """Decode steps of up to `sizes[-1]` rows, and steps with prompts of up to `mixed[-1]`
-        tokens and `max_rows` rows, are replayed from CUDA graphs from now on, as far as the
-        attention backends allow."""
-        graphs = {backend.capabilities.graph for backend in self.backends.values()}
-        if "none" not in graphs:
+        tokens and `max_rows` rows, are replayed from CUDA graphs from now on, as far as `mode`
+        (--cudagraph-mode) and the attention backends allow."""
+        kinds = {backend.capabilities.graph for backend in self.backends.values()}
+        pool = torch.cuda.graph_pool_handle()
+        pieces = None
+        if "PIECEWISE" in mode:
+            pieces = PieceGraphs(self.batcher, self._layers, mixed, pool, self.model.forward)
+        if "FULL" in mode and "none" not in kinds:
+            whole = mixed if mode == "FULL" and kinds == {"mixed"} else []
             self.graphs = StepGraphs(
-                self.batcher, sizes, mixed if graphs == {"mixed"} else [], max_rows,
-                self.max_model_len, self._hidden, self._draw,
+                self.batcher, sizes, whole, max_rows, self.max_model_len, pool,
+                self._hidden, self._draw,
             )  # fmt: skip
+        self.pieces = pieces  # not before: the graphs above hold whole forwards
 
     def _draw(
         self, hidden: torch.Tensor, slots: torch.Tensor, output_index: torch.Tensor, random: bool

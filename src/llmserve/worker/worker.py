@@ -96,10 +96,11 @@ class Worker:
         assert scheduler.max_num_seqs and scheduler.max_num_batched_tokens
         sizes = decode_sizes(config, scheduler.max_num_seqs)
         mixed = mixed_sizes(config, scheduler.max_num_batched_tokens)
-        if config.enforce_eager or config.cudagraph_mode == "NONE" or not sizes:
+        mode = config.cudagraph_mode
+        if config.enforce_eager or mode == "NONE" or not sizes:
             return
         began, free = time.monotonic(), torch.cuda.mem_get_info(self.device)[0]
-        self.runner.capture(sizes, mixed, scheduler.max_num_seqs)
+        self.runner.capture(mode, sizes, mixed, scheduler.max_num_seqs)
         logger.info(
             "captured graphs of up to %d rows and %d tokens in %.1f s, %.2f GiB",
             sizes[-1],
