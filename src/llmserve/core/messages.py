@@ -91,6 +91,19 @@ class LogprobColumns(msgspec.Struct, array_like=True, gc=False):
             ranks.astype(np.int32).tobytes(),
         )
 
+    @classmethod
+    def pack_each(
+        cls, token_ids: np.ndarray, logprobs: np.ndarray, ranks: np.ndarray
+    ) -> "list[LogprobColumns]":
+        """`pack` of every position alone."""
+        whole = cls.pack(token_ids, logprobs, ranks)
+        width, size = whole.width, 4 * whole.width
+        return [
+            cls(1, width, whole.token_ids[at : at + size], whole.logprobs[at : at + size],
+                whole.ranks[4 * row : 4 * row + 4])
+            for row, at in enumerate(range(0, size * whole.n, size))
+        ]  # fmt: skip
+
     def unpack(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`token_ids`, `logprobs`, `ranks` as arrays."""
         return (

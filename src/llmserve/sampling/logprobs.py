@@ -8,6 +8,7 @@ from torch import Tensor
 
 from llmserve.core.messages import LogprobColumns
 from llmserve.core.scheduler_output import NewRequest
+from llmserve.kernels.top_logprobs import top_logprobs
 from llmserve.sampling.base import Rows, SamplerContext
 
 _OFF = -1
@@ -40,7 +41,7 @@ class Logprobs:
     def prompt(self, logits: Tensor, targets: Tensor, k: int) -> LogprobColumns:
         """`Sampler.prompt_logprobs`; waits for the device."""
         parts = [
-            columns(logits[rows].log_softmax(1), targets[rows], self._resolve(k))
+            columns(logits[rows], targets[rows], self._resolve(k))
             for start in range(0, len(targets), _PROMPT_CHUNK)
             for rows in [slice(start, start + _PROMPT_CHUNK)]
         ]
@@ -53,22 +54,10 @@ class Logprobs:
         return self._context.logits_width if k == -1 else k
 
 
-def columns(logprobs: Tensor, token_ids: Tensor, k: int) -> HostColumns:
-    """Columns on the host, ready once the device has come this far.
-
-    `logprobs` float32 [m, width], `token_ids` int64 [m]. Column 0 is the token itself, then the
-    `k` likeliest; ranks are 1 + the count of strictly likelier tokens.
-    """
-    own = logprobs.gather(1, token_ids[:, None])
-    ranks = (logprobs > own).sum(1) + 1
-    ids = token_ids[:, None]
-    if k:
-        likeliest = logprobs.topk(k, dim=1)
-        own = torch.cat([own, likeliest.values], 1)
-        ids = torch.cat([ids, likeliest.indices], 1)
+def columns(logits: Tensor, token_ids: Tensor, k: int) -> HostColumns:
+    """`top_logprobs` on the host, ready once the device has come this far."""
     # non_blocking from a GPU goes to pinned memory
-    return (
-        ids.to("cpu", non_blocking=True),
-        own.to("cpu", non_blocking=True),
-        ranks.to("cpu", non_blocking=True),
+    ids, values, ranks = (
+        part.to("cpu", non_blocking=True) for part in top_logprobs(logits, token_ids, k)
     )
+    return ids, values, ranks

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from llmserve.core.scheduler_output import NewRequest
+from llmserve.kernels.penalties import penalize
 from llmserve.sampling.base import LogitsProcessor, Rows, SamplerContext, slot_buffer, to_device
 
 
@@ -20,7 +21,7 @@ class Penalties(LogitsProcessor):
         # repetition, frequency, presence
         self._strength = np.zeros((context.num_slots, 3), np.float32)
         self._rows: Rows | None = None
-        self._columns: tuple[Tensor | None, ...] = ()
+        self._of_rows = torch.empty(0, 3)
 
     def add(self, slot: int, request: NewRequest) -> bool:
         p = request.params
@@ -36,28 +37,9 @@ class Penalties(LogitsProcessor):
 
     def apply(self, logits: Tensor, rows: Rows) -> None:
         if self._rows is not rows:
-            strength = self._strength[rows.slots_cpu]
-            self._columns = tuple(
-                to_device(strength[:, i, None].copy(), logits.device)
-                if (strength[:, i] != neutral).any()
-                else None
-                for i, neutral in enumerate((1, 0, 0))
-            )
+            self._of_rows = to_device(self._strength[rows.slots_cpu], logits.device)
             self._rows = rows
-        repetition, frequency, presence = self._columns  # [m, 1] each
-        state = self._state.index_select(0, rows.slots)  # [m, logits_width]
-        if repetition is not None:
-            # 1 for tokens not seen. A logit's positive part is divided, its negative multiplied:
-            # plain passes, where a CPU's torch.where takes ten times as long
-            factor = (state != 0).to(torch.float32).mul_(repetition - 1).add_(1)
-            torch.add(
-                logits.clamp(min=0).div_(factor), logits.clamp(max=0).mul_(factor), out=logits
-            )
-        count = (state >> 1).to(torch.float32)
-        if frequency is not None:
-            logits.sub_(count * frequency)
-        if presence is not None:
-            logits.sub_(count.clamp_(max=1).mul_(presence))
+        penalize(logits, self._state, rows.slots, self._of_rows)
 
     def update(self, rows: Rows, token_ids: Tensor) -> None:
         drawn = rows.slots * self.context.logits_width + token_ids

@@ -56,12 +56,10 @@ class SampledBatch:
 
     def logprob_columns(self) -> dict[int, LogprobColumns]:
         """By row, for rows that asked. To be called after the device has finished the step."""
-        result = {}
+        result: dict[int, LogprobColumns] = {}
         for rows, host in self._columns:
-            ids, values, ranks = (part.numpy() for part in host)
-            for i, row in enumerate(rows.index_cpu.tolist()):
-                part = slice(i, i + 1)
-                result[row] = LogprobColumns.pack(ids[part], values[part], ranks[part])
+            parts = LogprobColumns.pack_each(*(part.numpy() for part in host))
+            result.update(zip(rows.index_cpu.tolist(), parts, strict=True))
         return result
 
 
@@ -161,9 +159,9 @@ class Sampler:
         output_index = output_index.astype(np.int64)
         # Without processors, the draw sees the same logits and finds as much
         bad = logits.amax(1).isfinite().logical_not_() if batch.processors else None
-        logprobs = []
-        if self._raw_logprobs:
-            logprobs = [rows.of(logits).log_softmax(1) for rows, _ in batch.logprobs]
+        scored: list[Tensor] = []
+        if self._raw_logprobs and batch.processors:
+            scored = [rows.of(logits).clone() for rows, _ in batch.logprobs]
 
         for processor, rows in batch.processors:
             rows.output_index_cpu = output_index[rows.index_cpu]
@@ -178,10 +176,12 @@ class Sampler:
         for processor, rows in batch.processors:
             processor.update(rows, rows.of(token_ids))
         if not self._raw_logprobs:
-            logprobs = [self._processed(logits, rows, lowest) for rows, _ in batch.logprobs]
+            scored = [self._processed(logits, rows, lowest) for rows, _ in batch.logprobs]
+        elif not batch.processors:
+            scored = [rows.of(logits) for rows, _ in batch.logprobs]
         host = [
             (rows, columns(values, rows.of(token_ids), k))
-            for (rows, k), values in zip(batch.logprobs, logprobs, strict=True)
+            for (rows, k), values in zip(batch.logprobs, scored, strict=True)
         ]
         return SampledBatch(torch.stack((token_ids, invalid.long())), host)
 
@@ -232,7 +232,7 @@ class Sampler:
         x = rows.of(logits) / to_device(temperature, logits.device)
         if lowest is not None:
             x.masked_fill_(x < rows.of(lowest), -math.inf)
-        return x.log_softmax(1)
+        return x
 
     def _batch_of(self, slots: np.ndarray) -> _Batch:
         key = slots.tobytes()
