@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 
-class Logprob(msgspec.Struct):
+class Logprob(msgspec.Struct, gc=False):
     """One token's log-probability; `rank` 1 is the likeliest."""
 
     logprob: float

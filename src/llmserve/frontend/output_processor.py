@@ -486,8 +486,17 @@ def _add_extra(continuation: Continuation, extra: RequestExtra) -> None:
 
 
 def _entries(columns: LogprobColumns) -> list[LogprobEntry]:
-    ids, logprobs, ranks = (array.tolist() for array in columns.unpack())
-    return list(zip(ids, logprobs, ranks, strict=True))
+    # One position a step is the rule: numpy would cost more than all the rest
+    ids = memoryview(columns.token_ids).cast("i").tolist()
+    logprobs = memoryview(columns.logprobs).cast("f").tolist()
+    ranks = memoryview(columns.ranks).cast("i").tolist()
+    if columns.n == 1:
+        return [(ids, logprobs, ranks[0])]
+    width = columns.width
+    return [
+        (ids[at : at + width], logprobs[at : at + width], rank)
+        for at, rank in zip(range(0, len(ids), width), ranks, strict=True)
+    ]
 
 
 def _error(extra: RequestExtra, params: SamplingParams) -> LLMServeError:
