@@ -488,7 +488,7 @@ def _add_extra(continuation: Continuation, extra: RequestExtra) -> None:
 def _entries(columns: LogprobColumns) -> list[LogprobEntry]:
     # One position a step is the rule: numpy would cost more than all the rest
     ids = memoryview(columns.token_ids).cast("i").tolist()
-    logprobs = memoryview(columns.logprobs).cast("f").tolist()
+    logprobs: list[float] = memoryview(columns.logprobs).cast("f").tolist()  # type: ignore[assignment]
     ranks = memoryview(columns.ranks).cast("i").tolist()
     if columns.n == 1:
         return [(ids, logprobs, ranks[0])]

@@ -80,6 +80,7 @@ def _scan_kernel(
     block = tl.program_id(1) * TILE_BLOCKS + tl.arange(0, TILE_BLOCKS)
     token = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     x = tl.load(row_logits + token, mask=token < width, other=float("-inf"))
+    x = tl.where(x < float("inf"), x, float("-inf"))  # of a row with NaN or +inf nothing is used
     top = tl.max(x, 1)
     mass = tl.sum(tl.exp(x - tl.maximum(top, -3.4028234663852886e38)[:, None]), 1)
     tl.store(blocks + row * 2 * num_blocks + block, top, mask=block < num_blocks)
@@ -101,8 +102,8 @@ def _select_kernel(
     of_block = blocks + row * 2 * num_blocks + number
     maxima = tl.load(of_block, mask=number < num_blocks, other=float("-inf"))
     masses = tl.load(of_block + num_blocks, mask=number < num_blocks, other=0.0)
-    top = tl.max(maxima)
-    log_total = tl.log(tl.sum(masses * tl.exp(maxima - top)))
+    top = tl.maximum(tl.max(maxima), -3.4028234663852886e38)
+    log_total = tl.log(tl.maximum(tl.sum(masses * tl.exp(maxima - top)), 1e-30))
     programs = tl.cdiv(num_blocks, TILE_BLOCKS)
     part = tl.arange(0, PROGRAMS)
     counts = tl.load(likelier + row * programs + part, mask=part < programs, other=0)
@@ -115,7 +116,7 @@ def _select_kernel(
     last, last_id = top + 1.0, -1
     for i in loop(0, k):
         # What comes next: the lowest id, behind the last one, of the highest value that is left.
-        # NaN is no maximum: the bounds keep such a row's reads inside
+        # A row that does not hold that many is no reason to read outside
         best = tl.max(maxima)
         block = tl.min(tl.where(maxima == best, number, num_blocks - 1))
         token = block * BLOCK + lane
