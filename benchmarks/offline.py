@@ -11,8 +11,10 @@ with the card and the engine's version, so an interrupted run goes on where it s
 
 import argparse
 import importlib
+import importlib.metadata
 import json
 import random
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -105,33 +107,54 @@ def run(engine: str, shape: str, results: Path) -> None:
         for name, (ins, outs, is_input) in todo.items():
             seconds = min(once(ins, outs) for _ in range(2))
             record = {
-                "engine": engine, "version": module.__version__, "shape": shape,
-                "workload": name, "card": _card(),
+                "engine": engine, "version": version(engine), "shape": shape,
+                "workload": name, "card": card(),
                 "tok_s": round((sum(ins) if is_input else sum(outs)) / seconds, 1),
                 "seconds": round(seconds, 4), "start_s": round(start, 1),
             }  # fmt: skip
             print(json.dumps(record), file=file, flush=True)
 
 
-def _card() -> str:
-    torch = importlib.import_module("torch")
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+def card() -> str:
+    """By the driver: to ask torch would take memory from who is measured."""
+    try:
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        names = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+    except OSError:
+        return "CPU"
+    return names.splitlines()[0]
+
+
+def version(engine: str) -> str:
+    """As installed, or of a source tree."""
+    try:
+        return importlib.metadata.version(engine)
+    except importlib.metadata.PackageNotFoundError:
+        return str(importlib.import_module(engine).__version__)
+
+
+# Records of other fields than tok_s: the ratio is a share of vLLM's time
+_TIMES = {"ttft_p99_ms": "TTFT p99, ms", "tpot_p50_ms": "TPOT p50, ms"}
 
 
 def table(results: Path) -> None:
-    """Rates and ratios; rows that one engine has alone are left out."""
+    """Rates, times and ratios; rows that one engine has alone are left out."""
     rates: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
     for record in map(json.loads, results.read_text().splitlines()):
         key = (record["card"], record["shape"], record["workload"])
         rates.setdefault(key, {})[record["engine"]] = record
     print("| card | shape | workload | vllm tok/s | llmserve tok/s | ratio |")
     print("|---|---|---|---|---|---|")
-    for (card, shape, workload), by in rates.items():
-        if len(by) == 2:
-            ours, theirs = by["llmserve"]["tok_s"], by["vllm"]["tok_s"]
+    for (name, shape, workload), by in rates.items():
+        if len(by) < 2:
+            continue
+        ours, theirs = by["llmserve"], by["vllm"]
+        rows = [("tok_s", workload)]
+        rows += [(key, f"{workload}: {text}") for key, text in _TIMES.items() if key in ours]
+        for key, text in rows:
             print(
-                f"| {card} | {shape} | {workload} | {theirs:,.0f} | {ours:,.0f} "
-                f"| {ours / theirs:.2f} |"
+                f"| {name} | {shape} | {text} | {theirs[key]:,} | {ours[key]:,} "
+                f"| {ours[key] / theirs[key]:.2f} |"
             )
     versions = {f"{r['engine']} {r['version']}" for by in rates.values() for r in by.values()}
     print("\n" + ", ".join(sorted(versions)))

@@ -20,8 +20,11 @@ with() { # ENGINE COMMAND...: runs the engine's Python
 
 for shape in "${shapes[@]}"; do
   for engine in vllm llmserve; do
-    with "$engine" "$here/offline.py" run "$engine" "$shape" "$results" >"$results.$engine.log" 2>&1 ||
-      echo "$engine $shape ended with $?: see $results.$engine.log"
+    for part in "offline.py run" http_load.py; do
+      # shellcheck disable=SC2086
+      with "$engine" "$here"/$part "$engine" "$shape" "$results" >"$results.$engine.log" 2>&1 ||
+        echo "$part $engine $shape ended with $?: see $results.$engine.log"
+    done
   done
 done
 python3 "$here/offline.py" table "$results"
