@@ -37,7 +37,7 @@ TILES = [
     *((few, tile) for few, tiles in module._UNMEASURED.items() for tile in tiles),
     *(
         (int(few), Tile(*tile))
-        for table in json.loads(module._TABLES.read_text())
+        for table in json.loads(module.TABLES.read_text())
         for tiles in table["tiles"].values()
         for few, tile in tiles.items()
         if tile

@@ -8,7 +8,7 @@ loaded while the kernel before still runs. The weight is the left operand, so th
 few, are the narrow side of the tensor cores' tile; one token needs none of these.
 
 fused_linear.json holds measured tiles by card and size of weight; null is where a plain product
-with kernels around it was no slower. Times are of cold weights, replayed from a graph.
+with kernels around it was no slower. `llmserve tune-kernels` writes it (tune.py says how).
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class Tile(NamedTuple):
         return out_features % self.n == 0 and in_features % (self.k * self.splits) == 0
 
 
-_TABLES = Path(__file__).with_suffix(".json")
-_FEW = (1, 16, 32, 64)  # tokens, up to which a tile is chosen
+TABLES = Path(__file__).with_suffix(".json")
+FEW = (1, 16, 32, 64)  # tokens, up to which a tile is chosen
 # Where no card was measured with a weight; the first that divides it.
 _UNMEASURED = {
     1: (Tile(4, 1024, 1, 1, 4), Tile(4, 512, 1, 1, 2), Tile(4, 256, 1, 1, 2), Tile(4, 64, 1, 1, 1)),
     16: (Tile(64, 128, 4, 3, 4), Tile(32, 128, 4, 3, 4), Tile(32, 64, 2, 3, 4)),
 }
-_SCRATCH_FLOATS, _SCRATCH_TILES = 1 << 21, 1 << 13
+SCRATCH_FLOATS, SCRATCH_TILES = 1 << 21, 1 << 13
 
 
 @functools.cache
@@ -57,7 +57,7 @@ def tile_for(
 ) -> Tile | None:
     """The tile for a weight of this size (half the outputs, with `act`) and up to so many tokens,
     which are rounded up; None where a plain product is better."""
-    few = next((few for few in _FEW if num_tokens <= few), None)
+    few = next((few for few in FEW if num_tokens <= few), None)
     if few is None:
         return None
     measured = _measured(device).get(f"{out_features}x{in_features}{'g' if act else ''}")
@@ -66,28 +66,38 @@ def tile_for(
     else:
         candidates = list(_UNMEASURED.get(few, ()))
     for tile in candidates:
-        fits = tile.splits == 1 or (
-            scratch_size(few, out_features, tile, act) <= _SCRATCH_FLOATS
-            and out_features // tile.n <= _SCRATCH_TILES
-        )
-        if fits and tile.divides(out_features, in_features):
+        if fits(few, out_features, tile, act) and tile.divides(out_features, in_features):
             return tile
     return None
 
 
+def fits(few: int, out_features: int, tile: Tile, act: bool) -> bool:
+    """Whether the shared scratch is enough for the splits of `few` tokens."""
+    return tile.splits == 1 or (
+        scratch_size(few, out_features, tile, act) <= SCRATCH_FLOATS
+        and out_features // tile.n <= SCRATCH_TILES
+    )
+
+
 def tables_id() -> str:
     """Of the measured tiles: with others, sums are in another order."""
-    return hashlib.sha256(_TABLES.read_bytes()).hexdigest()[:8]
+    return hashlib.sha256(TABLES.read_bytes()).hexdigest()[:8]
 
 
 @functools.cache
 def _measured(device: torch.device) -> dict[str, dict[int, Tile]]:
     """The tiles of the card that is nearest among those of the same family."""
     card = torch.cuda.get_device_properties(device)
-    tables = [table for table in json.loads(_TABLES.read_text()) if table["family"] == card.major]
+    tables = [table for table in json.loads(TABLES.read_text()) if table["family"] == card.major]
     if not tables:
         return {}
-    nearest = min(tables, key=lambda t: abs(t["multiprocessors"] - card.multi_processor_count))
+    nearest = min(
+        tables,
+        key=lambda t: (
+            t["card"] != card.name,
+            abs(t["multiprocessors"] - card.multi_processor_count),
+        ),
+    )
     return {
         size: {int(few): Tile(*tile) for few, tile in tiles.items() if tile}
         for size, tiles in nearest["tiles"].items()
@@ -98,8 +108,8 @@ def _measured(device: torch.device) -> dict[str, dict[int, Tile]]:
 def scratch_of(device: torch.device) -> Scratch:
     """What all products of a device share: they run on one stream."""
     return Scratch(
-        torch.empty(_SCRATCH_FLOATS, device=device),
-        torch.zeros(_SCRATCH_TILES, dtype=torch.int32, device=device),
+        torch.empty(SCRATCH_FLOATS, device=device),
+        torch.zeros(SCRATCH_TILES, dtype=torch.int32, device=device),
     )
 
 
