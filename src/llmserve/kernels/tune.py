@@ -18,6 +18,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -193,18 +194,18 @@ class Bench:
             y = gated_act(y, product.act) if product.act else y
             return y if residual is None else y + residual
 
-        def fused(weight: torch.Tensor, tile: Tile) -> torch.Tensor:
+        def fused(tile: Tile, weight: torch.Tensor) -> torch.Tensor:
             return fused_linear(x, weight, bias, norm, product.act, residual, tile, self.scratch)
 
         expected = fused_linear_torch(x, weights[0], bias, norm, product.act, residual)
         timed = []
         for tile in tiles:
             try:
-                error = _error(fused(weights[0], tile), expected)
+                error = _error(fused(tile, weights[0]), expected)
                 if not error <= _TOLERANCE:
                     logger.error("%s %d tokens: %s is wrong by %g", product.key, few, tile, error)
                     continue
-                timed.append((self.timer(lambda w, tile=tile: fused(w, tile), weights), tile))
+                timed.append((self.timer(partial(fused, tile), weights), tile))
             except TritonError as failure:
                 logger.info("%s %d tokens: %s: %s", product.key, few, tile, failure)
         timed.sort()
@@ -232,9 +233,9 @@ class CompileStart(msgspec.Struct):
 def compile_all(start: CompileStart) -> int:
     """Fills Triton's cache with this child's share; how many of it compiled."""
     product = start.product
-    kind = {"device": "meta", "dtype": torch.bfloat16}
     n, k = product.out_features, product.in_features
-    weight = torch.empty(2 * n if product.act else n, k, **kind)  # type: ignore[arg-type]
+    rows = 2 * n if product.act else n
+    weight = torch.empty(rows, k, device="meta", dtype=torch.bfloat16)
     bias = weight[:, 0].contiguous() if product.bias else None
     scratch = Scratch(
         torch.empty(1, device="meta"), torch.empty(1, dtype=torch.int32, device="meta")
