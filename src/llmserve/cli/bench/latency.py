@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from llmserve.cli.args import parse_flags, take
+from llmserve.cli.bench.step_profile import profile_decode
 from llmserve.config.engine import ENGINE_GROUPS, EngineConfig
 from llmserve.config.flag import check_all, flag, not_negative, positive
 from llmserve.config.hf import describe
@@ -33,6 +34,9 @@ class LatencyBench:
     num_iters_warmup: int = flag(3, "Rounds before the clock starts.", check=not_negative)
     num_iters: int = flag(10, "Rounds measured.", check=positive)
     output_json: str | None = flag(None, "File for the numbers.")
+    profile: bool = flag(
+        False, "Instead, print by kernel where the time of a decode step goes, and its floor."
+    )
 
     def __post_init__(self) -> None:
         check_all(self)
@@ -62,8 +66,11 @@ def run(argv: list[str]) -> int:
     options = take(flags, LatencyBench)
     flags = {"enable_prefix_caching": False} | flags  # rounds repeat their prompts
     size = vocab_size(flags)
-    llm = LLM(**flags)
     prompts = random_prompts(size, [options.input_len] * options.batch_size, 0)
+    if options.profile:
+        print(profile_decode(flags, [prompt["prompt_token_ids"] for prompt in prompts]))
+        return 0
+    llm = LLM(**flags)
     params = SamplingParams(
         temperature=1.0, ignore_eos=True, max_tokens=options.output_len, detokenize=False
     )
