@@ -45,6 +45,9 @@ class Recorder:
     def has_unfinished(self) -> bool:
         return self.open > 0
 
+    def compilations(self) -> dict[str, int]:
+        return {"triton": len(self.plans)}
+
     def stats(self) -> SchedulerStats:
         started = list(
             accumulate({"forward": 1, "commit": -1}.get(x.split()[0], 0) for x in self.log)
@@ -72,6 +75,7 @@ def test_depth_one_finishes_each_step_before_the_next() -> None:
     log, core = _run(1)
     assert log == [line for i in range(3) for line in _step(i) + _done(i)]
     assert core.stats().max_in_flight == 1
+    assert core.stats().compilations == {"triton": 0}
 
 
 def test_depth_two_starts_the_next_step_before_it_waits() -> None:

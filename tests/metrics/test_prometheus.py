@@ -20,6 +20,7 @@ STATS = SchedulerStats(
     num_preemptions=4,
     num_steps=7,
     num_tokens_computed=700,
+    compilations={"triton": 2},
 )
 GAUGES = {
     "vllm:num_requests_running",
@@ -50,6 +51,7 @@ COUNTERS = {
     "llmserve:engine_restarts",
     "llmserve:dropped_frames",
     "llmserve:expired",
+    "llmserve:compilations",
 }
 FIRST = "0.001 0.005 0.01 0.02 0.04 0.06 0.08 0.1 0.25 0.5 0.75 1.0 2.5 5.0 7.5 10.0 20.0 40.0 80.0"
 FIRST += " 160.0 640.0 2560.0"
@@ -141,6 +143,8 @@ def test_values() -> None:
         ("llmserve:engine_heartbeat_age_seconds", {}, 0.5),
         ("vllm:prefix_cache_queries_total", {}, 50),
         ("vllm:prefix_cache_hits_total", {}, 20),
+        ("llmserve:compilations_total", {"kind": "triton"}, 2),
+        ("llmserve:compilations_total", {"kind": "flashinfer"}, 0),
         ("vllm:num_preemptions_total", {}, 4),
         ("vllm:prompt_tokens_total", {}, 100),
         ("vllm:prompt_tokens_cached_total", {}, 30),

@@ -7,8 +7,10 @@ import torch
 
 from llmserve.errors import ConfigError
 from llmserve.executor.base import ModelFacts
+from llmserve.kernels.compilations import compilations
+from llmserve.kernels.paged_attention import num_splits
 from llmserve.worker.memory import free_memory
-from llmserve.worker.worker import Worker, run_dummy
+from llmserve.worker.worker import Worker, launch_sizes, run_dummy
 from tests.helpers.tiny_runner import VOCABULARY, describe_tiny
 from tests.helpers.tiny_worker import plan_of, tiny_config, tiny_kv
 
@@ -39,6 +41,30 @@ def test_initialize_leaves_the_pool_as_it_was() -> None:
     worker.initialize_kv_cache(kv_config, 128)
     caches = [cache for cache, _, _ in worker.runner._layers]
     assert all(cache[0].any() and not cache[1:].any() for cache in caches)
+
+
+def test_sizes_of_launches_have_every_form_of_a_kernel() -> None:
+    for max_rows in (1, 3, 32, 257):
+        sizes = launch_sizes(max_rows, 100)
+        decodes = [len(counts) for counts in sizes if set(counts) == {1}]
+        assert max(decodes) == max_rows
+        for heads, keys, sms in ((1, 100, 132), (8, 4096, 132), (4, 32768, 188)):
+
+            def splits(rows: int, of: tuple[int, ...] = (heads, keys, sms)) -> int:
+                return num_splits(rows, *of)
+
+            warmed = {splits(rows) for rows in (1, *decodes)}
+            assert warmed == {splits(rows) for rows in range(1, max_rows + 1)}
+        assert [counts for counts in sizes if counts[0] > 1] == [[17], [33], [65]]
+
+
+def test_counts_what_is_compiled_from_ready_on() -> None:
+    worker = Worker(tiny_config(), describe_tiny())
+    compilations().counts["triton"] += 3
+    worker.initialize_kv_cache(tiny_kv(ModelFacts(**worker.load())), 128)
+    assert worker.compilations() == {}
+    compilations().counts["triton_load"] += 2
+    assert worker.compilations() == {"triton_load": 2}
 
 
 def test_largest_step_runs() -> None:

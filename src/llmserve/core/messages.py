@@ -133,6 +133,10 @@ class RequestExtra(msgspec.Struct, array_like=True, kw_only=True, gc=False):
     message: str | None = None
 
 
+# What a process may compile, or load of what was compiled before.
+COMPILATION_KINDS = ("triton", "triton_load", "flashinfer", "flashinfer_load")
+
+
 class SchedulerStats(msgspec.Struct, array_like=True, kw_only=True):
     """Gauges as they stand after a step, and counters since the engine's start."""
 
@@ -154,6 +158,7 @@ class SchedulerStats(msgspec.Struct, array_like=True, kw_only=True):
     num_waiting_tokens: int = 0  # prompt tokens of the requests that wait
     num_expired: int = 0  # requests whose deadline passed
     num_dropped_frames: int = 0  # messages to the engine that were none
+    compilations: dict[str, int] = {}  # by COMPILATION_KINDS, since the engine was ready
 
 
 class EngineOutputs(msgspec.Struct, array_like=True, tag="out", kw_only=True):

@@ -117,7 +117,9 @@ class EngineCore:
 
     def stats(self) -> SchedulerStats:
         """Gauges and counters as they stand."""
-        return self.scheduler.stats()
+        stats = self.scheduler.stats()
+        stats.compilations = self.executor.compilations()
+        return stats
 
     def shutdown(self) -> None:
         """Ends what the engine has started; idempotent."""

@@ -57,6 +57,10 @@ class Executor(ABC):
     def sample(self, plan: SchedulerOutput) -> StepHandle:
         """Starts logits and draw of the plan given to the last `forward`, its mask set by now."""
 
+    def compilations(self) -> dict[str, int]:
+        """What the worker has compiled or loaded since it was ready; kinds without any left out."""
+        return {}
+
     @abstractmethod
     def shutdown(self) -> None:
         """Frees the device; idempotent."""

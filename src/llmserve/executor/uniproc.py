@@ -64,6 +64,10 @@ class UniProcExecutor(Executor):
         forward.result()
         return self.worker.sample(plan).result()
 
+    def compilations(self) -> dict[str, int]:
+        """See Executor."""
+        return self.worker.compilations()
+
     def shutdown(self) -> None:
         """See Executor."""
         if self._thread:

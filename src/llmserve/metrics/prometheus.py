@@ -22,7 +22,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from llmserve.core.messages import ModelInfo, SchedulerStats
+from llmserve.core.messages import COMPILATION_KINDS, ModelInfo, SchedulerStats
 from llmserve.metrics.edge import EdgeStats
 from llmserve.metrics.stats import Histogram, RequestStats, kv_cache_usage
 
@@ -178,6 +178,12 @@ class EngineCollector(Collector):
         yield info
         for name, help, number in _COUNTERS:
             yield self._counter(name, help, [((), number(stats))])
+        yield self._counter(
+            "llmserve:compilations",
+            "Kernels compiled, or loaded from a cache, since the engine was ready.",
+            [((kind,), stats.compilations.get(kind, 0)) for kind in COMPILATION_KINDS],
+            "kind",
+        )
         health = self._health()
         yield self._counter(
             "llmserve:engine_restarts", "Engines that were lost.", [((), health.num_restarts)]

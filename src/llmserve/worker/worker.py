@@ -17,6 +17,7 @@ from llmserve.core.sampling_params import SamplingParams
 from llmserve.core.scheduler_output import NewRequest, SchedulerOutput, TokenMask
 from llmserve.core.structured_outputs import GrammarSpec
 from llmserve.errors import ConfigError
+from llmserve.kernels.compilations import compilations
 from llmserve.kernels.fused_linear import tables_id
 from llmserve.kv_cache.groups import page_bytes, plan_groups
 from llmserve.model_loader.loader import load_model
@@ -90,6 +91,12 @@ class Worker:
         warm_up(self.runner, max_model_len)
         if self.device.type == "cuda":
             self._capture()
+        compilations().watch()
+        self._before_ready = dict(compilations().counts)
+
+    def compilations(self) -> dict[str, int]:
+        """What this process has compiled or loaded since `initialize_kv_cache`, by kind."""
+        return compilations().since(self._before_ready)
 
     def _capture(self) -> None:
         config, scheduler = self.config.device, self.config.scheduler
@@ -216,6 +223,18 @@ def warm_up(runner: ModelRunner, max_model_len: int) -> None:
     few = min(16, max_model_len)
     for counts in ([few], [few, few], [1, few]):
         run_dummy(runner, counts)
+    if runner.device.type == "cuda":
+        for counts in launch_sizes(len(runner.slots.num_tokens) - 1, max_model_len):
+            run_dummy(runner, counts)
+
+
+def launch_sizes(max_rows: int, max_model_len: int) -> list[list[int]]:
+    """Steps that between them launch every form that a kernel takes by number of rows or tokens:
+    attention splits keys by powers of two of rows, products have tiles for up to 16, 32 and 64
+    tokens, rope for up to 128. Steps within a graph have such forms of their own."""
+    rows = [1 << i for i in range(1, max_rows.bit_length())]
+    tokens = [n for n in (17, 33, 65, 129) if n <= max_model_len]
+    return [*([1] * n for n in rows), [1] * max_rows, *([n] for n in tokens)]
 
 
 def run_dummy(

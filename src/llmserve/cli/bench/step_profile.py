@@ -66,12 +66,12 @@ def report(trace: Trace, wall_us: float, batch_size: int, context: int, floor: F
         ),
         (
             f"floor {floor.us / 1000:.3f} ms: {floor.weight_bytes / 1e9:.3f} GB of weights and "
-            f"{floor.kv_bytes / 1e9:.3f} GB of KV at {floor.bandwidth / 1e12:.2f} TB/s (a copy in this "
-            f"run); the step takes {wall_us / floor.us:.2f} times that"
+            f"{floor.kv_bytes / 1e9:.3f} GB of KV at {floor.bandwidth / 1e12:.2f} TB/s (a copy in "
+            f"this run); the step takes {wall_us / floor.us:.2f} times that"
         ),
         (
-            f"{'us a step':>10} {'share':>6} {'a step':>7}  kernel ({sum(r[1] for r in rows):.0f} in a "
-            "step; those that overlap count from their start)"
+            f"{'us a step':>10} {'share':>6} {'a step':>7}  kernel "
+            f"({sum(row[1] for row in rows):.0f} a step; overlapping ones count from their start)"
         ),
     ]
     for us, count, name in rows[:_SHOWN]:
