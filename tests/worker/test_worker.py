@@ -9,8 +9,9 @@ from llmserve.errors import ConfigError
 from llmserve.executor.base import ModelFacts
 from llmserve.kernels.compilations import compilations
 from llmserve.kernels.paged_attention import num_splits
+from llmserve.worker import worker as worker_module
 from llmserve.worker.memory import free_memory
-from llmserve.worker.worker import Worker, launch_sizes, run_dummy
+from llmserve.worker.worker import Worker, bytes_between, launch_sizes, run_dummy
 from tests.helpers.tiny_runner import VOCABULARY, describe_tiny
 from tests.helpers.tiny_worker import plan_of, tiny_config, tiny_kv
 
@@ -56,6 +57,13 @@ def test_sizes_of_launches_have_every_form_of_a_kernel() -> None:
             warmed = {splits(rows) for rows in (1, *decodes)}
             assert warmed == {splits(rows) for rows in range(1, max_rows + 1)}
         assert [counts for counts in sizes if counts[0] > 1] == [[17], [33], [65]]
+
+
+def test_bytes_of_graphs_that_are_not_captured_for_the_profile() -> None:
+    each = worker_module._GRAPH_BYTES
+    assert bytes_between([1], [], 4, 100, 10) == bytes_between([1, 9], [16, 64], 4, 100, 10) == 0
+    assert bytes_between([1, 2, 4, 9], [], 9, 100, 10) == 6 * 110 + 2 * each
+    assert bytes_between([1], [16, 32, 64], 9, 100, 10) == 32 * 100 + 9 * 10 + each
 
 
 def test_counts_what_is_compiled_from_ready_on() -> None:

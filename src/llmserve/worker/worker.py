@@ -33,6 +33,9 @@ logger = get_logger(__name__)
 
 _CPU_KV_BYTES = 4 << 30
 _CPU_KV_SHARE = 0.25  # of the memory that is free once the weights are loaded
+_GRAPH_BYTES = 2 << 20  # of a captured step's kernels and their arguments, with its draws
+# What takes the most memory beside the logits
+_COSTLY = SamplingParams(top_p=0.9, presence_penalty=1.0, repetition_penalty=1.1, logprobs=5)
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
 
 
@@ -98,16 +101,22 @@ class Worker:
         """What this process has compiled or loaded since `initialize_kv_cache`, by kind."""
         return compilations().since(self._before_ready)
 
-    def _capture(self) -> None:
+    def _graph_sizes(self) -> tuple[list[int], list[int]] | None:
+        """Rows of decode steps and tokens of others to capture, None where nothing is."""
         config, scheduler = self.config.device, self.config.scheduler
         assert scheduler.max_num_seqs and scheduler.max_num_batched_tokens
         sizes = decode_sizes(config, scheduler.max_num_seqs)
-        mixed = mixed_sizes(config, scheduler.max_num_batched_tokens)
-        mode = config.cudagraph_mode
-        if config.enforce_eager or mode == "NONE" or not sizes:
+        if config.enforce_eager or config.cudagraph_mode == "NONE" or not sizes:
+            return None
+        return sizes, mixed_sizes(config, scheduler.max_num_batched_tokens)
+
+    def _capture(self) -> None:
+        wanted, max_rows = self._graph_sizes(), self.config.scheduler.max_num_seqs
+        if wanted is None or max_rows is None:
             return
+        sizes, mixed = wanted
         began, free = time.monotonic(), torch.cuda.mem_get_info(self.device)[0]
-        self.runner.capture(mode, sizes, mixed, scheduler.max_num_seqs)
+        self.runner.capture(self.config.device.cudagraph_mode, sizes, mixed, max_rows)
         logger.info(
             "captured graphs of up to %d rows and %d tokens in %.1f s, %.2f GiB",
             sizes[-1],
@@ -177,28 +186,64 @@ class Worker:
             num_layers_per_group=max(len(group.layers) for group in groups),
             groups=groups,
         )
-        longest = -(-scheduler.max_num_batched_tokens // scheduler.max_num_seqs)
-        runner = self._make_runner(kv_config, longest)
         rows, tokens = scheduler.max_num_seqs, scheduler.max_num_batched_tokens
         counts = [tokens // rows + (row >= rows - tokens % rows) for row in range(rows)]
+        length = self.config.model.max_model_len or 0
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(self.device)
-        run_dummy(runner, counts)
-        peak = torch.cuda.max_memory_allocated(self.device)
+        runner = self._make_runner(
+            kv_config, max(counts[-1], length if length > 0 else self.description.max_model_len)
+        )
+        runner.sampler.add(NewRequest(1, np.zeros(1, np.int32), 1, 0, _COSTLY, []))
+        run_dummy(runner, counts, slot=1)
+        runner.sampler.remove(1)
+        peak = torch.cuda.max_memory_reserved(self.device)
+        free = torch.cuda.mem_get_info(self.device)[0]
+        outside = total - free - torch.cuda.memory_reserved(self.device)
+        graphs = self._profile_graphs(runner)
         del runner
         torch.cuda.empty_cache()
-        free, total = torch.cuda.mem_get_info(self.device)
-        outside = total - free - torch.cuda.memory_reserved(self.device)
-        available = budget - peak - outside
+        available = budget - peak - outside - graphs
         gib = 1 << 30
         if available <= 0:
             flag = "--gpu-memory" if cache.gpu_memory else "--gpu-memory-utilization"
             raise ConfigError(
                 f"{flag} allows {budget / gib:.2f} GiB, but weights and the largest step take "
-                f"{peak / gib:.2f} GiB and {outside / gib:.2f} GiB are used outside: nothing is "
-                f"left for the KV cache"
+                f"{peak / gib:.2f} GiB, graphs {graphs / gib:.2f} GiB, and {outside / gib:.2f} GiB "
+                f"are used outside: nothing is left for the KV cache"
             )
-        logger.info("%.2f GiB for the KV cache of %.2f", available / gib, budget / gib)
+        logger.info(
+            "%.2f GiB for the KV cache of %.2f; weights and largest step %.2f, graphs %.2f, "
+            "outside %.2f", *(size / gib for size in (available, budget, peak, graphs, outside)),
+        )  # fmt: skip
         return available
+
+    def _profile_graphs(self, runner: ModelRunner) -> int:
+        """Bytes that all graphs will take: the largest and the smallest of each kind are captured,
+        which tells the memory that they share; what the others hold for themselves is known."""
+        wanted, max_rows = self._graph_sizes(), self.config.scheduler.max_num_seqs
+        if wanted is None or max_rows is None:
+            return 0
+        sizes, mixed = wanted
+        torch.cuda.synchronize()
+        free = torch.cuda.mem_get_info(self.device)[0]
+        ends = [sorted({kind[0], kind[-1]}) if kind else [] for kind in wanted]
+        runner.capture(self.config.device.cudagraph_mode, ends[0], ends[1], max_rows)
+        torch.cuda.synchronize()
+        taken = free - torch.cuda.mem_get_info(self.device)[0]
+        runner.graphs = runner.pieces = None
+        hidden = self.description.hf_config["hidden_size"] * self.dtype.itemsize
+        table = sum(tensor[0].nbytes for tensor in runner.slots.device_tables)
+        return taken + bytes_between(sizes, mixed, max_rows, hidden, table)
+
+
+def bytes_between(
+    sizes: list[int], mixed: list[int], max_rows: int, hidden: int, table: int
+) -> int:
+    """What graphs of all but the first and last sizes hold: hidden states of `hidden` bytes a
+    token, block tables of `table` bytes a row, and what CUDA keeps of a graph."""
+    decodes = sum(size * (hidden + table) + _GRAPH_BYTES for size in sizes[1:-1])
+    return decodes + sum(size * hidden + max_rows * table + _GRAPH_BYTES for size in mixed[1:-1])
 
 
 def warm_up(runner: ModelRunner, max_model_len: int) -> None:
