@@ -9,8 +9,8 @@ import pytest
 from llmserve.cli import tune_kernels
 from llmserve.errors import ConfigError
 from llmserve.kernels.fused_linear import TABLES
-from llmserve.kernels.tune import Card, Product, known_products
-from llmserve.worker.device import DeviceInfo
+from llmserve.kernels.triton_jit import Card
+from llmserve.kernels.tune import Product, known_products
 
 QWEN3 = {
     "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 1024,
@@ -45,9 +45,7 @@ def test_arguments(
         calls.append(args)
         return 3 if args[4] < 100 else 0
 
-    info = DeviceInfo("cuda", "Card", 9, 1 << 30, True, 0)
-    monkeypatch.setattr(tune_kernels, "detect", lambda requested: info)
-    monkeypatch.setattr(Card, "present", lambda: Card("Card", 9, 132, 90))
+    monkeypatch.setattr(tune_kernels, "present_card", lambda: Card("Card", 90, 132))
     monkeypatch.setattr(tune_kernels, "Bench", lambda device: device)
     monkeypatch.setattr(tune_kernels, "tune", tune)
     assert tune_kernels.run([]) == 0
@@ -64,7 +62,6 @@ def test_arguments(
 
 
 def test_needs_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    info = DeviceInfo("cpu", "CPU", 0, 1 << 30, True, 2)
-    monkeypatch.setattr(tune_kernels, "detect", lambda requested: info)
+    monkeypatch.setattr(tune_kernels, "present_card", lambda: None)
     with pytest.raises(ConfigError, match="measures on a CUDA device, and there is none"):
         tune_kernels.run([])

@@ -13,6 +13,7 @@ from llmserve.kernels import compilations as module
 from llmserve.kernels.compilations import Compilations, compilations
 from llmserve.kernels.compile_only import compile_only
 from llmserve.kernels.silu_mul import gated_act_triton
+from llmserve.kernels.triton_jit import Card
 
 if not envs.TRITON_INTERPRET:
     from triton import knobs
@@ -32,7 +33,7 @@ if not envs.TRITON_INTERPRET:
         before = dict(counter.counts)
         kernel: JITFunction = sys.modules[gated_act_triton.__module__]._gated_act_kernel  # type: ignore[type-arg]
         for _ in range(2):
-            with compile_only(90):
+            with compile_only(Card("", 90, 132)):
                 gated_act_triton(torch.empty(2, 64, device="meta"), "silu")
                 gated_act_triton(torch.empty(3, 64, device="meta"), "silu")  # in memory
             kernel.device_caches.pop("sm_90")  # as in another process

@@ -7,12 +7,15 @@ import pytest
 import torch
 
 from llmserve import envs
-from llmserve.kernels import triton_jit
 from llmserve.kernels.compile_only import compile_only
 from llmserve.kernels.rms_norm import rms_norm_torch, rms_norm_triton
+from llmserve.kernels.triton_jit import Card, card_of, pdl_of
+from llmserve.worker.device import present_card
 
 if not envs.TRITON_INTERPRET:
     from triton import knobs
+    from triton.runtime.driver import driver
+    from triton.runtime.jit import JITFunction
 
     @pytest.fixture
     def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
@@ -32,26 +35,28 @@ if not envs.TRITON_INTERPRET:
 
     def test_compiles_once_a_card_and_runs_nothing(cache: list[bool]) -> None:
         for arch in (90, 90, 120):
-            with compile_only(arch) as done:
+            with compile_only(Card("", arch, 132)) as done:
                 assert _norm(2048).device.type == "meta"
             assert [kernel.name for kernel in done] == ["_rms_norm_kernel"]
             assert 0 < done[0].shared < 1024
         assert cache == [False, False]  # the second was still in memory
 
     def test_nothing_stays_changed() -> None:
-        x = torch.ones(1, 4)
-        before = triton_jit._has_pdl
-        with compile_only(90):
-            assert triton_jit.pdl_of(x)["PDL"]
-        with compile_only(80):
-            assert not triton_jit.pdl_of(x)["PDL"]
-        assert triton_jit._has_pdl is before
-        assert triton_jit.pdl_of(x) == {"PDL": False}
+        x, real = torch.ones(1, 4, device="meta"), torch.ones(1, 4)
+        before = driver._active, JITFunction.run
+        with compile_only(Card("", 90, 132)):
+            assert pdl_of(x)["PDL"] and not pdl_of(real)["PDL"]
+            assert card_of(x.device) == Card("", 90, 132)
+        with compile_only(Card("", 80, 108)):
+            assert not pdl_of(x)["PDL"]
+        assert (driver._active, JITFunction.run) == before
+        assert pdl_of(x) == {"PDL": False} and card_of(x.device) is None
 
     @pytest.mark.gpu
     def test_a_card_finds_what_was_compiled_without_it(cache: list[bool]) -> None:
-        major, minor = torch.cuda.get_device_capability()
-        with compile_only(10 * major + minor):
+        card = present_card()
+        assert card is not None
+        with compile_only(card):
             _norm(1536)
         ones = torch.ones(3, 1536, device="cuda", dtype=torch.bfloat16)
         torch.testing.assert_close(_norm(1536, "cuda"), rms_norm_torch(ones, ones[0], 1e-6))

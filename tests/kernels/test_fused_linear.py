@@ -103,13 +103,13 @@ else:
 
 
 def test_unmeasured_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_measured", lambda device: {"96x256": {1: Tile(8, 64, 1, 1, 1)}})
+    monkeypatch.setattr(module, "_measured", lambda card: {"96x256": {1: Tile(8, 64, 1, 1, 1)}})
     device = torch.device("meta")
-    tile_for.cache_clear()
+    module._tile_for.cache_clear()
     assert tile_for(1, 96, 256, False, device) == Tile(8, 64, 1, 1, 1)
     assert tile_for(2, 96, 256, False, device) is None  # measured, and a plain product was better
     assert tile_for(1, 96, 256, True, device) == Tile(4, 256, 1, 1, 2)  # of another weight
     assert tile_for(9, 96, 256, True, device) == Tile(32, 64, 2, 3, 4)
     assert tile_for(65, 96, 256, True, device) is None
     assert tile_for(1, 97, 256, True, device) is None  # nothing divides it
-    tile_for.cache_clear()
+    module._tile_for.cache_clear()

@@ -13,9 +13,9 @@ from llmserve import envs
 from llmserve.kernels import fused_linear as table
 from llmserve.kernels import tune as module
 from llmserve.kernels.fused_linear import Tile
+from llmserve.kernels.triton_jit import Card
 from llmserve.kernels.tune import (
     Bench,
-    Card,
     CompileStart,
     Measured,
     Product,
@@ -25,11 +25,12 @@ from llmserve.kernels.tune import (
     read_log,
     tune,
 )
+from llmserve.worker.device import present_card
 from tests.helpers.paged import run_interpreted
 
 torch.set_num_threads(1)
 
-CARD = Card("Card B", 9, 78, 90)
+CARD = Card("Card B", 90, 78)
 SMALL = [
     Product(128, 64, True, None, False, bias=True),
     Product(64, 128, False, None, True),
@@ -76,11 +77,11 @@ class FakeBench:
 
 
 class FakeCompilers:
-    started: list[tuple[int, str, int]] = []
+    started: list[tuple[Card, str, int]] = []
     waited = 0
 
-    def __init__(self, arch: int, product: Product, todo: list[tuple[int, Tile]]) -> None:
-        self.started.append((arch, product.key, len(todo)))
+    def __init__(self, card: Card, product: Product, todo: list[tuple[int, Tile]]) -> None:
+        self.started.append((card, product.key, len(todo)))
 
     def wait(self) -> None:
         FakeCompilers.waited += 1
@@ -110,7 +111,7 @@ def test_writes_the_entry_of_its_card_alone(tuned: Any) -> None:
     assert tuned(bench, names=["2048x1024", "1024x2048", "2048x1024"]) == 0
     assert bench.asked == [(k, f) for k in ("2048x1024", "1024x2048") for f in table.FEW]
     assert [key for _, key, _ in FakeCompilers.started] == ["2048x1024", "1024x2048"]
-    assert all(arch == 90 and count > 40 for arch, _, count in FakeCompilers.started)
+    assert all(card == CARD and count > 40 for card, _, count in FakeCompilers.started)
     first, second = json.loads(tuned.output.read_text())
     assert (first["card"], first["tiles"]) == ("Card A", {"1x1": {"1": None}})
     assert second["tiles"].pop("8x8") == {"1": [1, 2]}  # not asked for, so kept
@@ -121,7 +122,7 @@ def test_writes_the_entry_of_its_card_alone(tuned: Any) -> None:
 
 
 def test_a_card_without_an_entry_gets_one(tuned: Any) -> None:
-    assert tuned(FakeBench(), card=Card("Card C", 12, 188, 120), names=["1024x2048"]) == 0
+    assert tuned(FakeBench(), card=Card("Card C", 120, 188), names=["1024x2048"]) == 0
     tables = json.loads(tuned.output.read_text())
     assert [t["card"] for t in tables] == ["Card A", "Card B", "Card C"]
     assert (tables[2]["family"], tables[2]["multiprocessors"]) == (12, 188)
@@ -138,7 +139,7 @@ def test_goes_on_where_it_stopped(tuned: Any) -> None:
     assert tuned(second) == 0
     assert second.asked == [("2048x1024", 64), *(("1024x2048", few) for few in table.FEW)]
     assert tuned(third) == 0 and third.asked == []
-    other = Card("Card A", 9, 132, 90)
+    other = Card("Card A", 90, 132)
     assert read_log(tuned.log, other) == {} and len(read_log(tuned.log, CARD)) == 2
 
 
@@ -179,15 +180,17 @@ else:
             (16, Tile(32, 32, 1, 3, 4)),
             (16, Tile(16, 32, 1, 3, 4)),
         ]
-        done = [compile_all(CompileStart(90, product, tiles, first, 2)) for first in (0, 1)]
+        done = [compile_all(CompileStart(CARD, product, tiles, first, 2)) for first in (0, 1)]
         assert done == [2, 1]
 
     @pytest.mark.gpu
     def test_gpu_measures_and_finds_what_a_child_compiled(tmp_path: Path) -> None:
         products = [Product(2048, 512, True, None, False), Product(512, 1024, False, None, True)]
+        card = present_card()
+        assert card is not None
         output, log = tmp_path / "tiles.json", tmp_path / "log.jsonl"
-        assert tune(Card.present(), products, log, output, 100.0, Bench("cuda")) == 0
-        found = read_log(log, Card.present())
+        assert tune(card, products, log, output, 100.0, Bench("cuda")) == 0
+        found = read_log(log, card)
         assert found.keys() == {product.key for product in products}
         for by_few in found.values():
             for measured in by_few.values():

@@ -24,6 +24,7 @@ COMMANDS = Registry(
         "bench serve": "llmserve.cli.bench.serve:run",
         "bench startup": "llmserve.cli.bench.startup:run",
         "plan": "llmserve.cli.plan:run",
+        "warmup": "llmserve.cli.warmup:run",
         "tune-kernels": "llmserve.cli.tune_kernels:run",
         "collect-env": "llmserve.cli.collect_env:run",
     },
@@ -34,6 +35,7 @@ _HELP = {
     "complete": "let a running server continue a text",
     "bench": "measure: latency, throughput, serve, startup",
     "plan": "what a model needs, and what fits, before anything is loaded",
+    "warmup": "compile a model's kernels before it is started",
     "tune-kernels": "measure the tiles of a model's linear layers on this card",
     "collect-env": "what to send along with a bug report",
 }

@@ -10,10 +10,10 @@ from llmserve.config.engine import EngineConfig
 from llmserve.config.hf import describe
 from llmserve.errors import ConfigError
 from llmserve.kernels.fused_linear import TABLES
-from llmserve.kernels.tune import Bench, Card, Product, known_products, tune
+from llmserve.kernels.tune import Bench, Product, known_products, tune
 from llmserve.models.common import DecoderConfig, Fields
 from llmserve.models.registry import MODELS
-from llmserve.worker.device import detect
+from llmserve.worker.device import present_card
 
 _LOG = "tune-kernels.jsonl"
 
@@ -64,10 +64,11 @@ def run(argv: list[str]) -> int:
     )  # fmt: skip
     options = parser.parse_args(argv)
     products = [product for model in options.models for product in products_of_model(model)]
-    if detect("auto").kind != "cuda":
+    card = present_card()
+    if card is None:
         raise ConfigError("tune-kernels measures on a CUDA device, and there is none")
     left = tune(
-        Card.present(), products or known_products(), options.log, options.output,
+        card, products or known_products(), options.log, options.output,
         options.time_limit, Bench("cuda"),
     )  # fmt: skip
     if left:

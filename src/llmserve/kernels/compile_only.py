@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from llmserve.errors import ConfigError
-from llmserve.kernels import triton_jit
+from llmserve.kernels.triton_jit import Card, absent
 
 try:
     from triton.backends.compiler import GPUTarget
@@ -34,40 +34,40 @@ class Compiled(NamedTuple):
 class _AbsentCard:
     """What Triton asks its driver when it compiles."""
 
-    def __init__(self, arch: int) -> None:
-        self.arch = arch
+    def __init__(self, card: Card) -> None:
+        self.card = card
 
     def get_current_device(self) -> str:
-        return f"sm_{self.arch}"  # its kernels are kept apart from those of real devices
+        return f"sm_{self.card.arch}"  # its kernels are kept apart from those of real devices
 
     def get_current_stream(self, device: str) -> int:
         return 0
 
     def get_current_target(self) -> Any:
-        return GPUTarget("cuda", self.arch, 32)
+        return GPUTarget("cuda", self.card.arch, 32)
 
 
 @contextlib.contextmanager
-def compile_only(arch: int) -> Iterator[list[Compiled]]:
-    """Inside, Triton kernels called over meta tensors are compiled for `arch` (90 is compute
-    capability 9.0), or found in the cache, and not run; the list fills with them, one a launch.
-    For one thread of a process that launches nothing else meanwhile.
+def compile_only(card: Card) -> Iterator[list[Compiled]]:
+    """Inside, Triton kernels called over meta tensors are compiled for `card`, or found in the
+    cache, and not run; the list fills with them, one a launch. For one thread of a process that
+    launches nothing else meanwhile.
     """
     if JITFunction is None:
         raise ConfigError("Triton is not installed: there are no kernels to compile")
     done: list[Compiled] = []
-    run, has_pdl, before = JITFunction.run, triton_jit._has_pdl, driver._active
+    run, before = JITFunction.run, driver._active
 
     def compile(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         made = run(kernel, *args, grid=grid, warmup=True, **options)
         done.append(Compiled(made.name, made.metadata.shared))
 
-    driver.set_active(_AbsentCard(arch))
+    driver.set_active(_AbsentCard(card))
     JITFunction.run = compile
-    triton_jit._has_pdl = lambda device: arch >= 90  # type: ignore[assignment]
+    absent.card = card
     try:
         yield done
     finally:
         driver._active = before
         JITFunction.run = run
-        triton_jit._has_pdl = has_pdl
+        absent.card = None

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 
 from llmserve.kernels.rms_norm import rms_norm_torch
 from llmserve.kernels.silu_mul import gated_act_of, gated_act_torch
-from llmserve.kernels.triton_jit import loop, pdl_of, tl, triton
+from llmserve.kernels.triton_jit import Card, card_of, loop, pdl_of, tl, triton
 
 
 class Tile(NamedTuple):
@@ -51,16 +51,22 @@ _UNMEASURED = {
 SCRATCH_FLOATS, SCRATCH_TILES = 1 << 21, 1 << 13
 
 
-@functools.cache
 def tile_for(
     num_tokens: int, out_features: int, in_features: int, act: bool, device: torch.device
 ) -> Tile | None:
     """The tile for a weight of this size (half the outputs, with `act`) and up to so many tokens,
     which are rounded up; None where a plain product is better."""
+    return _tile_for(num_tokens, out_features, in_features, act, card_of(device))
+
+
+@functools.cache
+def _tile_for(
+    num_tokens: int, out_features: int, in_features: int, act: bool, card: Card | None
+) -> Tile | None:
     few = next((few for few in FEW if num_tokens <= few), None)
     if few is None:
         return None
-    measured = _measured(device).get(f"{out_features}x{in_features}{'g' if act else ''}")
+    measured = _measured(card).get(f"{out_features}x{in_features}{'g' if act else ''}")
     if measured is not None:
         candidates = [measured[few]] if measured.get(few) else []
     else:
@@ -85,17 +91,17 @@ def tables_id() -> str:
 
 
 @functools.cache
-def _measured(device: torch.device) -> dict[str, dict[int, Tile]]:
+def _measured(card: Card | None) -> dict[str, dict[int, Tile]]:
     """The tiles of the card that is nearest among those of the same family."""
-    card = torch.cuda.get_device_properties(device)
-    tables = [table for table in json.loads(TABLES.read_text()) if table["family"] == card.major]
-    if not tables:
+    tables = json.loads(TABLES.read_text())
+    tables = [table for table in tables if card and table["family"] == card.arch // 10]
+    if card is None or not tables:
         return {}
     nearest = min(
         tables,
         key=lambda t: (
             t["card"] != card.name,
-            abs(t["multiprocessors"] - card.multi_processor_count),
+            abs(t["multiprocessors"] - card.multiprocessors),
         ),
     )
     return {

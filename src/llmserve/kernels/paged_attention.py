@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from llmserve.kernels.triton_jit import loop, next_power_of_2, pdl_of, tl, triton
+from llmserve.kernels.triton_jit import card_of, loop, next_power_of_2, pdl_of, tl, triton
 
 SHARED_MEMORY_LIMIT = 101_376  # bytes a block may use on compute capability 12.x
 _MAX_SPLITS = 32
@@ -45,9 +45,8 @@ class DecodeScratch:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.num_sms = 4
-        if device.type == "cuda":
-            self.num_sms = torch.cuda.get_device_properties(device).multi_processor_count
+        card = card_of(device)
+        self.num_sms = card.multiprocessors if card else 4
         self.partial = self.partial_lse = torch.empty(0, device=device)
         self.arrived = torch.zeros(0, dtype=torch.int32, device=device)
 

@@ -9,7 +9,7 @@ aligned addresses): each such case would be compiled when it first comes up, whi
 import functools
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -39,12 +39,42 @@ if envs.TRITON_INTERPRET:
 
 def use_triton(x: torch.Tensor) -> bool:
     """Whether `x` goes to a Triton kernel: on a GPU, and everywhere in the interpreter."""
-    return x.is_cuda or envs.TRITON_INTERPRET
+    return on_gpu(x) or envs.TRITON_INTERPRET
+
+
+def on_gpu(x: torch.Tensor) -> bool:
+    """Whether `x` is on a GPU, or stands for what is on one where kernels are only compiled."""
+    return x.is_cuda or x.is_meta
+
+
+class Card(NamedTuple):
+    """A GPU as kernels know it; `arch` 90 is compute capability 9.0."""
+
+    name: str
+    arch: int
+    multiprocessors: int
+
+
+class _Absent:
+    """The card that the meta device stands for, inside compile_only.py's context."""
+
+    card: Card | None = None
+
+
+absent = _Absent()
+
+
+def card_of(device: torch.device) -> Card | None:
+    """The card of a device; None for a CPU."""
+    if device.type == "cuda":
+        return _present(device)
+    return absent.card if device.type == "meta" else None
 
 
 @functools.cache
-def _has_pdl(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+def _present(device: torch.device) -> Card:
+    card = torch.cuda.get_device_properties(device)
+    return Card(card.name, 10 * card.major + card.minor, card.multi_processor_count)
 
 
 def pdl_of(x: torch.Tensor) -> dict[str, bool]:
@@ -52,7 +82,9 @@ def pdl_of(x: torch.Tensor) -> dict[str, bool]:
     starts while the one before it ends. Such a kernel calls gdc_wait in every program before it
     reads or writes anything but weights, and never returns before it.
     """
-    return {"PDL": True, "launch_pdl": True} if _has_pdl(x.device) else {"PDL": False}
+    card = card_of(x.device)
+    has_pdl = card is not None and card.arch >= 90
+    return {"PDL": True, "launch_pdl": True} if has_pdl else {"PDL": False}
 
 
 def next_power_of_2(n: int) -> int:

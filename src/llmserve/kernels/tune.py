@@ -32,6 +32,7 @@ from llmserve.kernels.fused_linear import Scratch, Tile, fused_linear, fused_lin
 from llmserve.kernels.paged_attention import SHARED_MEMORY_LIMIT
 from llmserve.kernels.rms_norm import rms_norm
 from llmserve.kernels.silu_mul import gated_act
+from llmserve.kernels.triton_jit import Card
 from llmserve.utils.child import Child, receive_start
 from llmserve.utils.logger import get_logger
 
@@ -223,7 +224,7 @@ def _error(got: torch.Tensor, expected: torch.Tensor) -> float:
 class CompileStart(msgspec.Struct):
     """What a compiling child is started with: every `step`-th candidate, from `first` on."""
 
-    arch: int
+    card: Card
     product: Product
     candidates: list[tuple[int, Tile]]  # tokens, tile
     first: int
@@ -240,7 +241,7 @@ def compile_all(start: CompileStart) -> int:
     scratch = Scratch(
         torch.empty(1, device="meta"), torch.empty(1, dtype=torch.int32, device="meta")
     )
-    with compile_only(start.arch) as done:
+    with compile_only(start.card) as done:
         for few, tile in start.candidates[start.first :: start.step]:
             x = weight.new_empty(few, k)
             residual = x.new_empty(few, n) if product.residual else None
@@ -255,9 +256,9 @@ def compile_all(start: CompileStart) -> int:
 class Compilers:
     """Children that compile the candidates of one product."""
 
-    def __init__(self, arch: int, product: Product, todo: list[tuple[int, Tile]]) -> None:
+    def __init__(self, card: Card, product: Product, todo: list[tuple[int, Tile]]) -> None:
         count = max(1, min((os.cpu_count() or 2) - 2, 16, len(todo) // 8))
-        starts = [CompileStart(arch, product, todo, i, count) for i in range(count)]
+        starts = [CompileStart(card, product, todo, i, count) for i in range(count)]
         self._children = [Child("llmserve.kernels.tune", start) for start in starts]
 
     def wait(self) -> None:
@@ -269,21 +270,6 @@ class Compilers:
                 logger.error("a child that compiles ended with code %d", code)
 
 
-class Card(NamedTuple):
-    """What a table is for."""
-
-    name: str
-    family: int
-    multiprocessors: int
-    arch: int
-
-    @classmethod
-    def present(cls) -> Card:
-        """The first CUDA device."""
-        card = torch.cuda.get_device_properties(0)
-        return cls(card.name, card.major, card.multi_processor_count, 10 * card.major + card.minor)
-
-
 def tune(
     card: Card,
     products: list[Product],
@@ -291,7 +277,7 @@ def tune(
     output: Path,
     time_limit: float,
     bench: Bench,
-    compilers: Callable[[int, Product, list[tuple[int, Tile]]], Compilers] = Compilers,
+    compilers: Callable[[Card, Product, list[tuple[int, Tile]]], Compilers] = Compilers,
 ) -> int:
     """Measures what the log has not, and writes the card's table after each product; how many
     products are left when `time_limit` seconds are over."""
@@ -310,7 +296,7 @@ def tune(
             return None
         product, missing = todo[index]
         pairs = [(few, tile) for few, tiles in missing for tile in tiles]
-        return compilers(card.arch, product, pairs)
+        return compilers(card, product, pairs)
 
     compiling, longest = start(0), 0.0
     for index, (product, missing) in enumerate(todo):
@@ -388,7 +374,7 @@ def write_table(
     if not tiles:
         return
     entry = {
-        "card": card.name, "family": card.family, "multiprocessors": card.multiprocessors,
+        "card": card.name, "family": card.arch // 10, "multiprocessors": card.multiprocessors,
         "tiles": tiles,
     }  # fmt: skip
     tables = [entry if old is own else old for old in tables] + ([] if own else [entry])

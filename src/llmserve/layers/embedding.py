@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from llmserve.kernels.triton_jit import on_gpu
 from llmserve.layers.base import Build, Layer
 from llmserve.layers.linear import Linear
 from llmserve.quantization.unquantized import UnquantizedLinear
@@ -50,12 +51,12 @@ class LMHead(Linear):
         weight: torch.Tensor = self.weight.data
         self._parameters.clear()
         half = weight.dtype != torch.float32
-        self.transposed = weight.t() if weight.is_cuda and half else None
+        self.transposed = weight.t() if on_gpu(weight) and half else None
         self.packed = None
-        if half and not weight.is_cuda and _fits_float16(weight):
+        if half and not on_gpu(weight) and _fits_float16(weight):
             self.packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), None)
             return
-        self.method.finalize({"weight": weight if weight.is_cuda else weight.float()})
+        self.method.finalize({"weight": weight if on_gpu(weight) else weight.float()})
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[n, hidden] -> float32 [n, vocab_size]."""

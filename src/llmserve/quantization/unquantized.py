@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from llmserve.kernels.fused_linear import Tile, fused_linear, scratch_of, tile_for
+from llmserve.kernels.triton_jit import on_gpu
 from llmserve.quantization.base import LinearMethod, NormSpec
 
 _NOTHING: frozenset[str] = frozenset()
@@ -49,13 +50,13 @@ class UnquantizedLinear(LinearMethod):
 
     def _tile(self, num_tokens: int, act: bool) -> Tile | None:
         weight = self.weight
-        if not weight.is_cuda or weight.dtype == torch.float32:
+        if not on_gpu(weight) or weight.dtype == torch.float32:
             return None
         out_features, in_features = weight.shape
         return tile_for(num_tokens, out_features // (1 + act), in_features, act, weight.device)
 
     def fuses(self, num_tokens: int, act: bool) -> frozenset[str]:
-        if not self.weight.is_cuda:
+        if not on_gpu(self.weight):
             return _NOTHING
         if self._tile(num_tokens, act) is not None:
             return _ALL

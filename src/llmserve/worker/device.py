@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from llmserve.errors import ConfigError
+from llmserve.kernels.triton_jit import Card, card_of
 from llmserve.worker.memory import total_memory
 
 
@@ -37,6 +38,11 @@ def detect(requested: str) -> DeviceInfo:
     flags, name, cores = _read_cpuinfo()
     fast = not flags.isdisjoint({"avx512_bf16", "amx_bf16"})
     return DeviceInfo("cpu", name, 0, total_memory(), fast, cores)
+
+
+def present_card() -> Card | None:
+    """The GPU that `detect` finds, if any."""
+    return card_of(torch.device("cuda", 0)) if torch.cuda.is_available() else None
 
 
 def _read_cpuinfo() -> tuple[set[str], str, int]:

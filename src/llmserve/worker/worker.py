@@ -36,7 +36,7 @@ _CPU_KV_SHARE = 0.25  # of the memory that is free once the weights are loaded
 _GRAPH_BYTES = 2 << 20  # of a captured step's kernels and their arguments, with its draws
 # What takes the most memory beside the logits
 _COSTLY = SamplingParams(top_p=0.9, presence_penalty=1.0, repetition_penalty=1.1, logprobs=5)
-_DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
+DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
 
 
 class Worker:
@@ -48,7 +48,7 @@ class Worker:
         self.config = config
         self.description = model
         self.device = torch.device(config.device.device)
-        self.dtype: torch.dtype = _DTYPES[config.model.dtype]
+        self.dtype: torch.dtype = DTYPES[config.model.dtype]
         self._model: CausalLM | None = None
         self._runner: ModelRunner | None = None
 
