@@ -58,3 +58,25 @@ def test_waiting_threads_spin_briefly_unless_told_otherwise(
     monkeypatch.delenv("GOMP_SPINCOUNT")
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")  # the count would override it
     assert "GOMP_SPINCOUNT" not in envs.child_environment()
+
+
+def test_an_empty_home_keeps_models_and_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HOME", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/c")
+    new = envs.empty_home("/empty")
+    assert (new["HF_HOME"], new["LLMSERVE_CACHE_DIR"]) == ("/c/huggingface", str(envs.CACHE_DIR))
+    code = "import site, pathlib; print(site.getuserbase(), pathlib.Path.home())"
+    process = subprocess.run(
+        [sys.executable, "-c", code], env=envs.child_environment(**new), capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    assert process.stdout.split() == [new["PYTHONUSERBASE"], "/empty"]
+    compiled = (
+        "XDG_CACHE_HOME",
+        "TRITON_CACHE_DIR",
+        "CUDA_CACHE_PATH",
+        "FLASHINFER_WORKSPACE_BASE",
+    )
+    assert all(new[name].startswith("/empty") for name in compiled)
+    monkeypatch.setenv("HF_HOME", "/models")
+    assert envs.empty_home("/empty")["HF_HOME"] == "/models"

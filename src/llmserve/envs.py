@@ -3,6 +3,7 @@
 """The environment variables that precede configuration. The only reader of `os.environ`."""
 
 import os
+import site
 from pathlib import Path
 
 LOG_LEVEL: str = os.environ.get("LLMSERVE_LOG_LEVEL", "INFO").upper()
@@ -41,3 +42,20 @@ def child_environment(**overrides: str) -> dict[str, str]:
     own = {} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": "20000"}
     own |= dict.fromkeys(_PRIMITIVE_CACHES, "128")
     return own | dict(os.environ) | overrides
+
+
+def empty_home(folder: str) -> dict[str, str]:
+    """Overrides for a child that finds none of the user's caches of compiled code: its home is
+    `folder`. Packages and models stay where they are: to fetch them again would measure the net.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return {
+        "HOME": folder,
+        "XDG_CACHE_HOME": f"{folder}/.cache",
+        "TRITON_CACHE_DIR": f"{folder}/.triton",
+        "CUDA_CACHE_PATH": f"{folder}/.nv",
+        "FLASHINFER_WORKSPACE_BASE": folder,
+        "LLMSERVE_CACHE_DIR": str(CACHE_DIR),
+        "HF_HOME": os.environ.get("HF_HOME") or str(cache / "huggingface"),
+        "PYTHONUSERBASE": site.getuserbase(),
+    }

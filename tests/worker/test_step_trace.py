@@ -129,7 +129,7 @@ if not envs.TRITON_INTERPRET:
 
     @pytest.mark.gpu
     def test_decode_steps_wait_for_nothing(engine: Engine) -> None:
-        for _ in range(2):  # what is kept from step to step is there after the first round
+        for _ in range(3):  # what is kept from step to step is there after the first rounds
             for params in KINDS:
                 engine.add(_prompt(20), max_tokens=260, **params)
             _decode(engine, 30)
@@ -142,7 +142,7 @@ if not envs.TRITON_INTERPRET:
     @pytest.mark.gpu
     def test_mixed_steps_wait_for_nothing(engine: Engine) -> None:
         kinds = itertools.cycle(KINDS)
-        for _ in range(2):
+        for _ in range(3):
             torch.cuda.synchronize()
             with record(50) as recorder:
                 for _ in range(50):

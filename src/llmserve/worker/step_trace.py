@@ -156,4 +156,6 @@ def copy_bandwidth(num_bytes: int = 1 << 30) -> float:
         end.record()
         end.synchronize()
         best = min(best, begin.elapsed_time(end) / 1000)
+    del source, target
+    torch.cuda.empty_cache()
     return 2 * num_bytes / best

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+import json
+import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,3 +42,31 @@ def test_a_server_that_ends_is_not_waited_for() -> None:
     finally:
         server.kill()
         server.wait()
+
+
+def test_each_start_has_an_empty_home_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    homes: list[Path] = []
+
+    class Server:
+        def __init__(self, command: list[str], env: dict[str, str], **options: Any) -> None:
+            assert command[2:4] == ["llmserve", "serve"]
+            if env["HOME"] != os.environ["HOME"]:
+                homes.append(Path(env["HOME"]))
+                assert not any(homes[-1].iterdir())
+                (homes[-1] / ".triton").mkdir()
+
+        def terminate(self) -> None: ...
+
+        def wait(self) -> None: ...
+
+    monkeypatch.setattr(startup.subprocess, "Popen", Server)
+    monkeypatch.setattr(startup, "first_token", lambda *args: {"ready": 2.0, "first_token": 3.0})
+    out = tmp_path / "out.json"
+    assert startup.run(["m", "--num-iters", "2", "--empty-home", "--output-json", str(out)]) == 0
+    assert len(set(homes)) == 2 and not any(home.exists() for home in homes)
+    assert json.loads(out.read_text())["mean"] == {"ready": 2.0, "first_token": 3.0}
+    assert "mean         2.00             3.00" in capsys.readouterr().out
+    homes.clear()
+    assert startup.run(["m", "--num-iters", "1"]) == 0 and homes == []

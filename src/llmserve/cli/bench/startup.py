@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmserve import envs
 from llmserve.cli.args import parse_flags, take
 from llmserve.cli.client import Client
 from llmserve.config.engine import ENGINE_GROUPS
@@ -29,6 +30,9 @@ class StartupBench:
 
     num_iters: int = flag(3, "Starts measured.", check=positive)
     startup_timeout: float = flag(600.0, "Seconds before a start is given up.", check=positive)
+    empty_home: bool = flag(
+        False, "Start each time without what was compiled before: with a home that is empty."
+    )
     output_json: str | None = flag(None, "File for the numbers.")
 
     def __post_init__(self) -> None:
@@ -78,11 +82,17 @@ def run(argv: list[str]) -> int:
     for number in range(options.num_iters):
         port = free_port()
         config: dict[str, Any] = flags | {"host": "127.0.0.1", "port": port}
-        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        with (
+            tempfile.NamedTemporaryFile("w", suffix=".yaml") as file,
+            tempfile.TemporaryDirectory(prefix="home-") as home,
+        ):
+            environment = envs.empty_home(home) if options.empty_home else {}
             json.dump(config, file)  # JSON is YAML
             file.flush()
             command = [sys.executable, "-m", "llmserve", "serve", "--config", file.name]
-            server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+            server = subprocess.Popen(
+                command, stdout=subprocess.DEVNULL, env=envs.child_environment(**environment)
+            )
             try:
                 key = (flags.get("api_key") or [None])[0]
                 client = Client(f"http://127.0.0.1:{port}", key)

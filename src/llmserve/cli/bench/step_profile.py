@@ -115,6 +115,7 @@ def profile_decode(flags: dict[str, Any], prompts: list[list[int]]) -> str:
     if detect(config.device.device).kind != "cuda":
         raise ConfigError("--profile needs a CUDA device, and there is none")
     description = describe(config.model, config.load)
+    bandwidth = copy_bandwidth()  # first: the engine takes the card's memory
     core, info = build(config, description)
     batch_size = len(prompts)
     steps = _WARM_STEPS + 2 * _STEPS
@@ -138,5 +139,5 @@ def profile_decode(flags: dict[str, Any], prompts: list[list[int]]) -> str:
     finally:
         core.shutdown()
     context = len(prompts[0]) + _WARM_STEPS + 3 * _STEPS // 2
-    floor = Floor(*step_bytes(info, description, batch_size, context), copy_bandwidth())
+    floor = Floor(*step_bytes(info, description, batch_size, context), bandwidth)
     return report(recorder.trace, wall_us, batch_size, context, floor)
