@@ -58,7 +58,8 @@ class Executor(ABC):
         """Starts logits and draw of the plan given to the last `forward`, its mask set by now."""
 
     def compilations(self) -> dict[str, int]:
-        """What the worker has compiled or loaded since it was ready; kinds without any left out."""
+        """What the worker has compiled or loaded since it was ready; kinds without any left out.
+        Only an executor whose worker is in this process counts."""
         return {}
 
     @abstractmethod

@@ -132,8 +132,8 @@ class Recorder:
 
 @contextlib.contextmanager
 def record(num_steps: int) -> Iterator[Recorder]:
-    """Traces what is done inside: `num_steps` steps. What was started before has ended by then, and
-    the last one's result is awaited inside."""
+    """Traces what is done inside, which is `num_steps` steps. The device's work counts where it
+    starts inside: of steps that overlap, as much is lost at the end as is won at the beginning."""
     recorder = Recorder(num_steps)
     cuda = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
     with profile(activities=[ProfilerActivity.CPU, *cuda]) as prof, record_function(_WINDOW):
