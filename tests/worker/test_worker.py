@@ -2,6 +2,8 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """A worker from config to its first steps."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -64,6 +66,47 @@ def test_bytes_of_graphs_that_are_not_captured_for_the_profile() -> None:
     assert bytes_between([1], [], 4, 100, 10) == bytes_between([1, 9], [16, 64], 4, 100, 10) == 0
     assert bytes_between([1, 2, 4, 9], [], 9, 100, 10) == 6 * 110 + 2 * each
     assert bytes_between([1], [16, 32, 64], 9, 100, 10) == 32 * 100 + 9 * 10 + each
+
+
+@pytest.mark.parametrize("mode", ["FULL", "NONE"])
+def test_the_budget_is_shared_with_the_largest_step_and_graphs(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A card of numbers made up here: 100 MB, of which others have 10."""
+    worker = Worker(tiny_config(gpu_memory=60_000_000, cudagraph_mode=mode), describe_tiny())
+    worker.load()
+    free = 90_000_000
+    steps, captured = [], []
+
+    def capture(self: Any, *args: Any) -> None:
+        nonlocal free
+        captured.append(args)
+        free -= 5_000_000
+
+    def run(runner: Any, counts: list[int], slot: int) -> None:
+        steps.append((counts, slot, runner.max_model_len))
+        run_dummy(runner, counts, slot)
+
+    for name, result in {
+        "empty_cache": lambda: None, "synchronize": lambda: None,
+        "reset_peak_memory_stats": lambda device: None,
+        "max_memory_reserved": lambda device: 20_000_000, "memory_reserved": lambda device: 0,
+        "mem_get_info": lambda device: (free, 100_000_000),
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, result)
+    monkeypatch.setattr(worker_module.ModelRunner, "capture", capture)
+    monkeypatch.setattr(worker_module, "run_dummy", run)
+    available = worker._profile()
+    assert steps == [([16] * 4, 1, 128)]
+    if mode == "NONE":
+        assert available == 60_000_000 - 20_000_000 - 10_000_000 and captured == []
+        return
+    assert captured == [("FULL", [1, 4], [16, 64], 4)]
+    between = bytes_between([1, 2, 4], [16, 32, 64], 4, 48 * 4, 8 * 4)
+    assert available == 60_000_000 - 20_000_000 - 10_000_000 - 5_000_000 - between
+    worker.config = tiny_config(gpu_memory=30_000_000, cudagraph_mode=mode)
+    with pytest.raises(ConfigError, match="--gpu-memory allows 0.03 GiB, but .* graphs 0.01 GiB"):
+        worker._profile()
 
 
 def test_counts_what_is_compiled_from_ready_on() -> None:
