@@ -92,6 +92,7 @@ if not envs.TRITON_INTERPRET:
             {},
             {"attention_backend": "triton_paged"},
             {"cudagraph_mode": "FULL_DECODE_ONLY"},
+            {"cudagraph_mode": "FULL_AND_PIECEWISE"},
             {"enforce_eager": True},
             {"logprobs_mode": "processed_logprobs"},
         ],

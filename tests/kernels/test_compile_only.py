@@ -8,7 +8,10 @@ import torch
 
 from llmserve import envs
 from llmserve.kernels.compile_only import compile_only
+from llmserve.kernels.penalties import penalize_triton
 from llmserve.kernels.rms_norm import rms_norm_torch, rms_norm_triton
+from llmserve.kernels.token_mask import mask_logits_triton
+from llmserve.kernels.top_logprobs import top_logprobs_triton
 from llmserve.kernels.triton_jit import Card, card_of, pdl_of
 from llmserve.worker.device import present_card
 
@@ -51,6 +54,19 @@ if not envs.TRITON_INTERPRET:
             assert not pdl_of(x)["PDL"]
         assert (driver._active, JITFunction.run) == before
         assert pdl_of(x) == {"PDL": False} and card_of(x.device) is None
+
+    def test_a_view_of_later_rows_needs_no_other_kernel(cache: list[bool]) -> None:
+        """Rows that asked for something are views of the batch, aligned to nothing."""
+        width = 97
+        logits = torch.zeros(4, width)
+        ids, counts = torch.zeros(4, dtype=torch.int64), torch.zeros(4, width, dtype=torch.int32)
+        words = torch.zeros(4, 4, dtype=torch.int32)
+        for k, rows in ((1, slice(0, 2)), (16, slice(1, 3))):
+            with compile_only(Card("", 90, 132)):
+                top_logprobs_triton(logits[rows], ids[rows], k)
+                penalize_triton(logits[rows], counts, ids[:2], torch.zeros(2, 3))
+                mask_logits_triton(logits[rows], words[:2])
+            assert cache == [False] * 4
 
     @pytest.mark.gpu
     def test_a_card_finds_what_was_compiled_without_it(cache: list[bool]) -> None:

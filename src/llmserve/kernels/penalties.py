@@ -55,7 +55,10 @@ def penalize_triton(
 _BLOCK = 4096
 
 
-@triton.jit(do_not_specialize=["width"])
+@triton.jit(
+    do_not_specialize=["width"],
+    do_not_specialize_on_alignment=["logits"],  # a view of a batch's rows
+)
 def _penalize_kernel(logits, state, slots, strength, width, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     token = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

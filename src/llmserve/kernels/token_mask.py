@@ -41,7 +41,10 @@ def mask_logits_triton(logits: torch.Tensor, words: torch.Tensor) -> None:
 _BLOCK = 4096
 
 
-@triton.jit(do_not_specialize=["stride", "num_words", "width"])
+@triton.jit(
+    do_not_specialize=["stride", "num_words", "width"],
+    do_not_specialize_on_alignment=["logits"],  # a view of a batch's rows
+)
 def _mask_kernel(logits, words, stride, num_words, width, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     token = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

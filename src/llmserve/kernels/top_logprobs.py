@@ -68,7 +68,10 @@ def top_logprobs_triton(logits: torch.Tensor, token_ids: torch.Tensor, k: int) -
     return ids, values, ranks
 
 
-@triton.jit(do_not_specialize=["stride", "width"])
+@triton.jit(
+    do_not_specialize=["stride", "width"],
+    do_not_specialize_on_alignment=["logits", "token_ids"],  # views of a batch's rows
+)
 def _scan_kernel(
     logits, token_ids, blocks, likelier, stride, width,
     BLOCK: tl.constexpr, TILE_BLOCKS: tl.constexpr,
@@ -89,7 +92,10 @@ def _scan_kernel(
     tl.store(likelier + row * tl.num_programs(1) + tl.program_id(1), count)
 
 
-@triton.jit(do_not_specialize=["stride", "width", "k"])
+@triton.jit(
+    do_not_specialize=["stride", "width", "k"],
+    do_not_specialize_on_alignment=["logits", "token_ids"],  # views of a batch's rows
+)
 def _select_kernel(
     logits, token_ids, blocks, likelier, ids, values, ranks, stride, width, k,
     BLOCK: tl.constexpr, ALL_BLOCKS: tl.constexpr, PROGRAMS: tl.constexpr,
