@@ -9,6 +9,7 @@ import pytest
 from llmserve.core.scheduler_output import SchedulerOutput
 from llmserve.executor.registry import EXECUTORS
 from llmserve.executor.uniproc import UniProcExecutor
+from llmserve.kernels.compilations import compilations
 from tests.helpers.tiny_runner import describe_tiny
 from tests.helpers.tiny_worker import generate, plan_of, tiny_config, tiny_kv
 
@@ -37,6 +38,14 @@ def test_steps_ahead_equal_steps_one_by_one() -> None:
         one_by_one.append(int(other.sample(plan).result().token_ids[0, 0]))
     other.shutdown()
     assert ahead == one_by_one and len(set(ahead)) > 1
+
+
+def test_says_what_its_worker_compiled() -> None:
+    executor = make()
+    assert executor.compilations() == {}
+    compilations().counts["triton"] += 1
+    assert executor.compilations() == {"triton": 1}
+    executor.shutdown()
 
 
 def test_forward_returns_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
