@@ -208,7 +208,7 @@ def test_cpu_threads(engine: Callable[..., Engine]) -> None:
     [
         ({}, (True, True, False)),
         ({"cudagraph_mode": "FULL_DECODE_ONLY"}, (True, False, False)),
-        ({"cudagraph_mode": "FULL_AND_PIECEWISE"}, (True, False, True)),
+        ({"cudagraph_mode": "FULL_AND_PIECEWISE"}, (True, True, True)),
         ({"cudagraph_mode": "PIECEWISE"}, (False, False, True)),
         ({"cudagraph_mode": "NONE"}, (False, False, False)),
         ({"enforce_eager": True}, (False, False, False)),

@@ -59,7 +59,7 @@ def serve(folder: str, flags: str) -> dict[str, Any]:
 def test_memory_is_what_was_allowed(flags: dict[str, Any], tmp_path: Path) -> None:
     folder = write_dummy_model(tmp_path, **SHAPE)
     command = [sys.executable, "-m", "tests.e2e.test_gpu_memory", str(folder), json.dumps(flags)]
-    env = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+    env = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     got = json.loads(done.stdout.splitlines()[-1])

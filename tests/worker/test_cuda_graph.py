@@ -7,6 +7,7 @@ import pytest
 
 from llmserve.config.device import DeviceConfig
 from llmserve.errors import ConfigError
+from llmserve.worker import model_runner
 from llmserve.worker.cuda_graph import decode_sizes, mixed_sizes
 from tests.helpers.tiny_runner import CONFIGS, Driver, random_prompt
 
@@ -46,8 +47,11 @@ def test_mixed_sizes_end_at_the_most_tokens() -> None:
 @pytest.mark.parametrize("mode", ["FULL", "FULL_AND_PIECEWISE", "PIECEWISE"])
 @pytest.mark.parametrize("architecture", CONFIGS)
 @pytest.mark.parametrize("params", [{}, {"temperature": 1.0, "seed": 11}])
-def test_graph_equals_eager(architecture: str, params: dict[str, float], mode: str) -> None:
+def test_graph_equals_eager(
+    architecture: str, params: dict[str, float], mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Token for token, with rows that come and go and prompts beside the decodes."""
+    monkeypatch.setattr(model_runner, "MAX_WHOLE", 16)
     prompts = {slot: random_prompt(n, slot) for slot, n in {1: 5, 2: 33, 3: 70}.items()}
     runs = []
     for graphs in (False, True):
@@ -67,8 +71,9 @@ def test_graph_equals_eager(architecture: str, params: dict[str, float], mode: s
                     out.setdefault(row, []).extend(tokens)
         runs.append(out)
     # 70 tokens beside two rows are two steps of 40 and 34
-    whole = {"_replay_decode": 18 * (mode != "PIECEWISE"), "_replay_mixed": 4 * (mode == "FULL")}
-    assert replays == whole | {"replay": 22 - sum(whole.values())}
+    decodes, mixed = {"FULL": (18, 4), "FULL_AND_PIECEWISE": (18, 1), "PIECEWISE": (0, 0)}[mode]
+    wanted = {"_replay_decode": decodes, "_replay_mixed": mixed, "replay": 22 - decodes - mixed}
+    assert replays == wanted
     assert runs[0] == runs[1]
     assert len(set(np.concatenate(list(runs[0].values())))) > 3
 

@@ -23,7 +23,7 @@ class DeviceConfig:
     cudagraph_mode: str = flag(
         "FULL",
         "Steps that run as CUDA graphs: FULL is all, FULL_DECODE_ONLY those without prompts, "
-        "PIECEWISE all with attention left out, FULL_AND_PIECEWISE in pieces with prompts only.",
+        "PIECEWISE all with attention left out, FULL_AND_PIECEWISE those with large prompts.",
         choices=("NONE", "PIECEWISE", "FULL", "FULL_DECODE_ONLY", "FULL_AND_PIECEWISE"),
     )
     cudagraph_capture_sizes: list[int] = flag(

@@ -17,7 +17,7 @@ from llmserve.models.interfaces import CausalLM
 from llmserve.sampling.sampler import SampledBatch, Sampler
 from llmserve.spec_decode.base import Proposer
 from llmserve.worker import kv_tensors
-from llmserve.worker.cuda_graph import StepGraphs
+from llmserve.worker.cuda_graph import MAX_WHOLE, StepGraphs
 from llmserve.worker.input_batch import InputBatcher, StepInputs
 from llmserve.worker.piecewise import PieceGraphs
 from llmserve.worker.request_slots import RequestSlots
@@ -115,12 +115,13 @@ class ModelRunner:
         tokens and `max_rows` rows, are replayed from CUDA graphs from now on, as far as `mode`
         (--cudagraph-mode) and the attention backends allow."""
         kinds = {backend.capabilities.graph for backend in self.backends.values()}
-        pool = torch.cuda.graph_pool_handle()
-        pieces = None
-        if "PIECEWISE" in mode:
-            pieces = PieceGraphs(self.batcher, self._layers, mixed, pool, self.model.forward)
+        most = {"FULL": mixed[-1] if mixed else 0, "FULL_AND_PIECEWISE": MAX_WHOLE}.get(mode, 0)
+        whole = [size for size in mixed if size <= most and kinds == {"mixed"}]
+        pool, pieces = torch.cuda.graph_pool_handle(), None
+        if "PIECEWISE" in mode and len(whole) < len(mixed):
+            rest = [size for size in mixed if size not in whole]
+            pieces = PieceGraphs(self.batcher, self._layers, rest, pool, self.model.forward)
         if "FULL" in mode and "none" not in kinds:
-            whole = mixed if mode == "FULL" and kinds == {"mixed"} else []
             self.graphs = StepGraphs(
                 self.batcher, sizes, whole, max_rows, self.max_model_len, pool,
                 self._hidden, self._draw,

@@ -33,6 +33,7 @@ logger = get_logger(__name__)
 
 _CPU_KV_BYTES = 4 << 30
 _CPU_KV_SHARE = 0.25  # of the memory that is free once the weights are loaded
+_PINNED = 12  # blocks of each size: four copies a step
 _GRAPH_BYTES = 2 << 20  # of a captured step's kernels and their arguments, with its draws
 # What takes the most memory beside the logits
 _COSTLY = SamplingParams(top_p=0.9, presence_penalty=1.0, repetition_penalty=1.1, logprobs=5)
@@ -269,8 +270,17 @@ def warm_up(runner: ModelRunner, max_model_len: int) -> None:
     for counts in ([few], [few, few], [1, few]):
         run_dummy(runner, counts)
     if runner.device.type == "cuda":
+        _fill_pinned()
         for counts in launch_sizes(len(runner.slots.num_tokens) - 1, max_model_len):
             run_dummy(runner, counts)
+
+
+def _fill_pinned() -> None:
+    """The allocator of pinned memory keeps blocks by powers of two: afterwards it has what tokens
+    and logprobs of the steps in flight take, and none of them waits for cudaHostAlloc."""
+    sizes = [1 << n for n in range(9, 18) for _ in range(_PINNED)]
+    held = [torch.empty(size, dtype=torch.uint8, pin_memory=True) for size in sizes]
+    held.clear()
 
 
 def launch_sizes(max_rows: int, max_model_len: int) -> list[list[int]]:
