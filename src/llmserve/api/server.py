@@ -22,16 +22,18 @@ import uvloop
 
 from llmserve.api.admin import build_admin
 from llmserve.api.app import build_app
+from llmserve.api.listener import Listener
 from llmserve.api.protocol import BoundedProtocol, ConnectionLimits
 from llmserve.api.state import AppState
 from llmserve.config.server import ServerConfig
-from llmserve.core.messages import EngineFailed, EngineLost, ModelInfo
+from llmserve.core.messages import EngineFailed, EngineLost, EngineReady, ModelInfo
 from llmserve.engine.channel import announce
 from llmserve.engine.client import EngineClient, model_in
-from llmserve.engine.launch import ApiStart
+from llmserve.engine.launch import SUPERVISOR, ApiStart
 from llmserve.errors import ConfigError, LLMServeError, OverloadedError
 from llmserve.frontend.async_llm import AsyncLLM
 from llmserve.frontend.input_processor import InputProcessor
+from llmserve.metrics.board import BEAT_S, Board
 from llmserve.metrics.stats import ThroughputLog
 from llmserve.utils.child import receive_start
 from llmserve.utils.logger import configure, get_logger
@@ -56,11 +58,41 @@ class _Server(uvicorn.Server):
         yield
 
 
+class _SharedServer(_Server):
+    """One of the servers that take connections from one socket."""
+
+    def __init__(self, config: uvicorn.Config, board: Board) -> None:
+        super().__init__(config)
+        self._board = board
+        self._listeners: list[Listener] = []
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listens on `sockets`, and says when something cannot be had."""
+        await super().startup(sockets=[])
+        make = partial(
+            cast(Callable[..., asyncio.Protocol], self.config.http_protocol_class),
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        self._listeners = [Listener(sock, make, self._accepts) for sock in sockets or ()]
+
+    def _accepts(self, opening: int, left: bool) -> bool:
+        return self._board.accepts(len(self.server_state.connections) + opening, left)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Takes no more connections, and lets those that there are end."""
+        for listener in self._listeners:
+            listener.close()
+        await super().shutdown(sockets)
+
+
 async def serve(
     server: ServerConfig,
     sock: socket.socket,
     connect: Callable[[], Awaitable[AsyncLLM]],
     served_names: Sequence[str] = (),
+    board: Board | None = None,
 ) -> None:
     """Serves on the bound socket until SIGTERM; answers 503 until `connect` has returned.
 
@@ -68,9 +100,10 @@ async def serve(
     `shutdown_timeout` seconds and then an error; a second SIGTERM cuts that short. Raises what
     `connect` raised.
     """
-    state = AppState(server, served_names)
+    state = AppState(server, served_names, board)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)  # those accepted too
-    http = _Server(_uvicorn_config(state, build_app(state), _connections()))
+    config = _uvicorn_config(state, build_app(state), _connections())
+    http = _SharedServer(config, state.board)
     stop = asyncio.Event()
     hurry = asyncio.Event()
 
@@ -82,7 +115,9 @@ async def serve(
     serving = asyncio.ensure_future(http.serve(sockets=[sock]))
     starting = asyncio.ensure_future(_start(state, connect))
     stopping = asyncio.ensure_future(stop.wait())
-    admin = asyncio.ensure_future(_serve_admin(state)) if server.admin_socket else None
+    beating = asyncio.ensure_future(_beat(state))
+    own_admin = server.admin_socket if state.board.slot == 0 else None
+    admin = asyncio.ensure_future(_serve_admin(state, own_admin)) if own_admin else None
     try:
         ends = {serving, stopping, *([admin] if admin else [])}
         await asyncio.wait({starting, *ends}, return_when=asyncio.FIRST_COMPLETED)
@@ -97,24 +132,29 @@ async def serve(
             admin.result()
     finally:
         loop.remove_signal_handler(signal.SIGTERM)
-        for task in (serving, starting, stopping, *([admin] if admin else [])):
+        for task in (serving, starting, stopping, beating, *([admin] if admin else [])):
             task.cancel()
-        if server.admin_socket:
-            Path(server.admin_socket).unlink(missing_ok=True)
+        if own_admin:
+            Path(own_admin).unlink(missing_ok=True)
         if state.llm is not None:
             state.llm.shutdown()
+
+
+async def _beat(state: AppState) -> None:
+    while True:
+        state.beat()
+        await asyncio.sleep(BEAT_S)
 
 
 async def _start(state: AppState, connect: Callable[[], Awaitable[AsyncLLM]]) -> None:
     llm = await connect()
     state.attach(llm)
-    if not state.server.disable_log_stats:
+    if state.board.slot == 0 and not state.server.disable_log_stats:
         state.background = asyncio.ensure_future(_log_throughput(state, llm))
 
 
 async def _log_throughput(state: AppState, llm: AsyncLLM) -> None:
-    assert state.stats is not None
-    log = ThroughputLog(state.stats, time.monotonic())
+    log = ThroughputLog(lambda: state.total_stats(llm), time.monotonic())
     while True:
         await asyncio.sleep(LOG_INTERVAL_S)
         line = log.line(llm.stats, time.monotonic())
@@ -123,7 +163,7 @@ async def _log_throughput(state: AppState, llm: AsyncLLM) -> None:
 
 
 async def _drain(state: AppState, hurry: asyncio.Event) -> None:
-    state.phase = "draining"
+    state.drain()
     if state.background is not None:
         state.background.cancel()
     hurrying = asyncio.ensure_future(hurry.wait())
@@ -143,9 +183,7 @@ async def _drain(state: AppState, hurry: asyncio.Event) -> None:
             await asyncio.wait_for(state.idle.wait(), _LAST_BYTES_S)
 
 
-async def _serve_admin(state: AppState) -> None:
-    path = state.server.admin_socket
-    assert path is not None
+async def _serve_admin(state: AppState, path: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         if Path(path).is_socket():  # left by a server that was killed; never a file
             os.unlink(path)
@@ -210,7 +248,7 @@ async def wait_ready(client: EngineClient) -> ModelInfo:
     while True:
         messages = client.receive()
         for message in messages:
-            if isinstance(message, EngineLost):
+            if isinstance(message, EngineLost | EngineReady) and message.engine > client.engine:
                 client.reconnect(message.engine)
         if (model := model_in(messages)) is not None:
             return model
@@ -242,7 +280,8 @@ def sweep(start: ApiStart) -> None:
 def main() -> int:
     """`python -m llmserve.api.server FD`. Exit codes: 0 told to stop, 1 failed, 2 user error."""
     start = receive_start(int(sys.argv[1]), ApiStart, sweep)
-    configure("APIServer")
+    configure(f"APIServer{start.slot or ''}")
+    board = Board(start.board, start.slot, len(start.server.api_key))
     client = EngineClient(start.run_dir, start.client, start.engine)
     try:
         with socket.socket(fileno=start.socket_fd) as sock:
@@ -252,11 +291,12 @@ def main() -> int:
                     sock,
                     lambda: connect_engine(start, client),
                     start.model.served_model_name,
+                    board,
                 )
             )
     except LLMServeError as error:
         user_error = isinstance(error, ConfigError)
-        announce(start.run_dir, start.supervisor, EngineFailed(error.message, user_error))
+        announce(start.run_dir, SUPERVISOR, EngineFailed(error.message, user_error))
         return 2 if user_error else 1
     finally:
         client.close()

@@ -4,7 +4,6 @@
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Coroutine, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -23,6 +22,7 @@ from llmserve.errors import (
 from llmserve.frontend.async_llm import AsyncLLM
 from llmserve.frontend.caller import CALLER
 from llmserve.frontend.parsed_text import shown_tokens
+from llmserve.metrics.board import ENDED, PLACES, READY, REQUESTS, RUNNING, UNFINISHED, Board
 from llmserve.metrics.edge import DrainRate
 from llmserve.metrics.prometheus import EngineHealth, MetricsPage
 from llmserve.metrics.stats import RequestStats
@@ -44,10 +44,14 @@ _REFUSALS: dict[Phase, str] = {
 
 
 class AppState:
-    """One API server. `llm` is None until the engine has said that it is ready."""
+    """One API server. `llm` is None until the engine has said that it is ready. What is counted of
+    requests, and what bounds them, is on the `board`, for all servers together."""
 
-    def __init__(self, server: ServerConfig, served_names: Sequence[str] = ()) -> None:
+    def __init__(
+        self, server: ServerConfig, served_names: Sequence[str] = (), board: Board | None = None
+    ) -> None:
         self.server = server
+        self.board = board or Board(num_keys=len(server.api_key))
         self.names = list(served_names)
         self.created = int(time.time())
         self.phase: Phase = "starting"
@@ -55,33 +59,53 @@ class AppState:
         self.shown_tokens: dict[int, str] = {}
         self.llm: AsyncLLM | None = None
         self.stats: RequestStats | None = None
-        self.metrics = MetricsPage()
+        self.metrics = MetricsPage(self.board)
         self.background: asyncio.Task[None] | None = None
         self.idle = asyncio.Event()
         self.idle.set()
         self.num_keys = 0
         self._running: dict[asyncio.Task[Any], LLMServeError | None] = {}
-        self._places: Counter[int] = Counter()  # by key
-        self._num_places = 0
-        self._drain_rate = DrainRate()
+        self._drain_rate = DrainRate(lambda: self.board.total(ENDED))
 
     def attach(self, llm: AsyncLLM) -> None:
         """The engine is ready; requests are taken from now on."""
         self.llm = llm
         self._choose_parsers(llm)
         self.names = self.names or [llm.model.name]
-        self.stats = RequestStats(llm.model.max_model_len, lambda: llm.stats)
-        llm.observer = self.stats
+        cells, is_first = self.board.counters(REQUESTS), self.board.slot == 0
+        self.stats = llm.observer = RequestStats(
+            llm.model.max_model_len, lambda: llm.stats, cells, follows_steps=is_first
+        )
         self.metrics.edge.dropped_frames = lambda: llm.num_dropped_frames
         self.metrics.add_engine(
             self.names[0],
             llm.model,
             lambda: llm.stats,
-            self.stats,
+            lambda: self.total_stats(llm),
             lambda: EngineHealth(llm.num_restarts, llm.heartbeat_age),
         )
         if self.phase == "starting":
             self.phase = "ready"
+            self.board.set(READY, 1)
+
+    def total_stats(self, llm: AsyncLLM) -> RequestStats:
+        """What all servers observed, as it stands."""
+        totals = self.board.totals(REQUESTS)
+        return RequestStats(llm.model.max_model_len, lambda: llm.stats, totals)
+
+    def drain(self) -> None:
+        """Takes no more requests."""
+        self.phase = "draining"
+        self.board.set(READY, 0)
+
+    def beat(self) -> None:
+        """Shows the supervisor that we get on, and the servers beside us what we have."""
+        self.board.beat()
+        self.metrics.edge.publish()
+        self._drain_rate.roll()
+        if self.llm is not None and self.stats is not None:
+            self.board.set(UNFINISHED, self.llm.num_unfinished)
+            self.stats.look_at_step()
 
     def _choose_parsers(self, llm: AsyncLLM) -> None:
         template = llm.input_processor.template
@@ -140,6 +164,9 @@ class AppState:
 
         HttpError 429 where the key has as many as it may, OverloadedError where the engine has.
         """
+        self._check_place(key, 1)
+
+    def _check_place(self, key: int, more: int) -> None:
         model = self.llm.model if self.llm is not None else None
         most = 0
         if model is not None and model.max_num_queued_reqs:
@@ -147,28 +174,35 @@ class AppState:
         most_of_key = self.server.max_requests_per_key
         if most_of_key is None:
             most_of_key = most // 2 if self.num_keys > 1 else 0
-        if most_of_key and self._places[key] >= most_of_key:
+        if most_of_key and self.board.places(key) + more > most_of_key:
             self.metrics.edge.refuse("key_limit")
             raise _too_many(most_of_key, self._drain_rate.seconds(1))
         if self.llm is not None and model is not None:
-            stats = self.llm.stats
-            if most and max(self._num_places, self.llm.num_unfinished) >= most:
+            stats, board = self.llm.stats, self.board
+            board.set(UNFINISHED, self.llm.num_unfinished)
+            if most and max(board.sum(PLACES) + more, board.sum(UNFINISHED) + 1) > most:
                 self._overloaded("queue_full", "requests", stats.num_waiting)
             tokens = model.max_num_queued_tokens
             if tokens and stats.num_waiting_tokens >= tokens:
                 self._overloaded("queue_tokens", "prompt tokens", stats.num_waiting)
 
     def take_place(self, key: int) -> None:
-        """The place that `check_place` looks for, to be left once the request is answered."""
-        self.check_place(key)
-        self._places[key] += 1
-        self._num_places += 1
+        """The place that `check_place` looks for, to be left once the request is answered.
+
+        Taken before it is looked for: of two servers that want the last one, both may be refused,
+        but never both be given it.
+        """
+        self.board.move(key, 1)
+        try:
+            self._check_place(key, 0)
+        except LLMServeError:
+            self.board.move(key, -1)
+            raise
 
     def leave_place(self, key: int) -> None:
         """The request of a `take_place` is answered."""
-        self._places[key] -= 1
-        self._num_places -= 1
-        self._drain_rate.ended()
+        self.board.move(key, -1)
+        self.board.count(ENDED)
 
     def _overloaded(self, reason: str, what: str, num_waiting: int) -> None:
         self.metrics.edge.refuse(reason)
@@ -200,6 +234,7 @@ class AppState:
         gone = asyncio.ensure_future(_disconnect(receive))
         gone.add_done_callback(lambda _: task.cancel())
         self._running[task] = None
+        self.board.set(RUNNING, len(self._running))
         self.idle.clear()
         timer = None
         if deadline := CALLER.get().deadline:
@@ -218,6 +253,7 @@ class AppState:
             if timer is not None:
                 timer.cancel()
             del self._running[task]
+            self.board.set(RUNNING, len(self._running))
             if not self._running:
                 self.idle.set()
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
-"""`llmserve serve`: the supervisor. It owns the engine and the API server, and outlives both."""
+"""`llmserve serve`: the supervisor. It owns the engine and the API servers, and outlives them."""
 
 import contextlib
 import faulthandler
@@ -15,14 +15,15 @@ from pathlib import Path
 from types import FrameType
 
 from llmserve import envs
+from llmserve.cli.api_servers import ApiServers, default_count
 from llmserve.cli.args import parse_flags, take
 from llmserve.cli.capacity import started_table
 from llmserve.config.engine import ENGINE_GROUPS, EngineConfig
 from llmserve.config.server import ServerConfig
 from llmserve.core.messages import EngineFailed, EngineLost, EngineReady, ModelInfo
-from llmserve.engine.launch import ApiStart, launch_engine
+from llmserve.engine.launch import SUPERVISOR, launch_engine
 from llmserve.errors import ConfigError
-from llmserve.utils.child import Child, dump_stacks
+from llmserve.utils.child import dump_stacks
 from llmserve.utils.logger import configure, get_logger
 
 logger = get_logger(__name__)
@@ -35,7 +36,7 @@ DESCRIPTION = (
 
 _WATCH_INTERVAL_S = 0.2
 _PROBE_TIMEOUT_S = 1.0
-_GOODBYE_S = 5.0  # what the API server gets to end its streams once the engine is gone
+_GOODBYE_S = 5.0  # what API servers get to end their streams once the engine is gone
 _MAX_RESTARTS = 3
 _RESTARTS_IN_S = 300.0
 _DUMP_S = 0.3  # for stacks to be written
@@ -107,48 +108,58 @@ def ready_block(info: ModelInfo, server: ServerConfig, sock: socket.socket) -> s
 
 @dataclass
 class Trouble:
-    """Why the processes cannot go on as they are."""
+    """Why the processes cannot go on as they are; `slot` is that of an API server, None is the
+    engine."""
 
     message: str
     user_error: bool = False
     hung: bool = False
+    slot: int | None = None
+
+
+class Restarts:
+    """How often something was started anew: _MAX_RESTARTS times in _RESTARTS_IN_S at most."""
+
+    def __init__(self) -> None:
+        self._times: deque[float] = deque(maxlen=_MAX_RESTARTS)
+
+    def spend(self, now: float) -> bool:
+        """Whether it may be done once more."""
+        if len(self._times) == _MAX_RESTARTS and now - self._times[0] < _RESTARTS_IN_S:
+            return False
+        self._times.append(now)
+        return True
 
 
 class Supervisor:
-    """Starts engine and API server, restarts them when they fail, and ends them together.
+    """Starts engine and API servers, replaces each that fails, and ends them together.
 
-    A lost engine alone is replaced: the API server stays and is told. A lost API server takes the
-    engine with it, whose requests nobody would hear of.
+    Those that are left are told: the API servers of a lost engine, the engine of a lost API server.
     """
 
     def __init__(self, engine: EngineConfig, server: ServerConfig, sock: socket.socket) -> None:
         self._server = server
         self._sock = sock
-        self._model = engine.model
         self._info: ModelInfo | None = None  # of the engine as it is now
         self._announced = False
         self._timeout = server.shutdown_timeout
         self._signals = 0
         self._wants_stacks = False
         self._was_late = False
-        self._restarts: deque[float] = deque(maxlen=_MAX_RESTARTS)
-        self.engine = launch_engine(engine, num_clients=2)
+        self._said = ""  # by an API server that gave up
+        self._engine_restarts, self._api_restarts = Restarts(), Restarts()
+        count = server.api_server_count or 1
+        self.engine = launch_engine(engine, num_clients=1 + count)
         self._began = time.monotonic()
-        self.client = self.engine.connect(1)  # hears what the engine says of itself
-        self.api = self._start_api()
-
-    def _start_api(self) -> Child:
-        fd = self._sock.fileno()
-        start = ApiStart(
-            self._server, self._model, self.engine.run_dir, 0, 1, fd, self.engine.number
-        )
-        return Child("llmserve.api.server", start, (fd,))
+        self.client = self.engine.connect(SUPERVISOR)  # hears what the engine says of itself
+        self.apis = ApiServers(server, engine.model, sock, self.engine, self.client)
+        self.apis.set_count(count)
 
     def on_signal(self, signum: int, frame: FrameType | None) -> None:
         """The first asks for a drain, the second ends everything now."""
         self._signals += 1
         if self._signals == 1:
-            self.api.terminate()
+            self.apis.terminate()
         else:
             self._timeout = 0.0
 
@@ -167,27 +178,37 @@ class Supervisor:
             if trouble is not None:
                 if self._signals:
                     break
-                if not self._restart(trouble):
-                    return self._give_up(trouble)
-            elif self._info and not self._announced and is_ready(self._sock):
+                if (times := self._restart(trouble)) is not None:
+                    return self._give_up(trouble, times)
+            elif self._info and not self._announced and self._all_ready():
                 self._announced = True
                 sys.stdout.write(ready_block(self._info, self._server, self._sock))
                 sys.stdout.flush()
         return self._drain()
 
+    def _all_ready(self) -> bool:
+        return self.apis.ready() and is_ready(self._sock)
+
     def _trouble(self) -> Trouble | None:
-        dead = not self.engine.alive(), not self.api.alive()  # what they said is there by now
-        for message in self.client.receive():
-            if isinstance(message, EngineFailed) and message.engine in (-1, self.engine.number):
+        engine_is_dead, lost = not self.engine.alive(), self.apis.lost()
+        for message in self.client.receive():  # what they said is there by now
+            if isinstance(message, EngineFailed) and message.engine == self.engine.number:
                 return Trouble(message.message, message.user_error)
+            if isinstance(message, EngineFailed) and message.engine < 0:
+                if message.user_error:
+                    return Trouble(message.message, user_error=True)
+                self._said = message.message
             if isinstance(message, EngineReady) and message.engine == self.engine.number:
                 self._info = message.model
-        if dead[0]:
+                if self._server.api_server_count is None and not self._announced:
+                    cores = len(os.sched_getaffinity(0))
+                    self.apis.set_count(default_count(message.model, cores))
+        if engine_is_dead:
             code = self.engine.child.process.poll()
             return Trouble(f"the engine process ended (exit code {code})")
-        if dead[1]:
-            code = self.api.process.poll()
-            return Trouble(f"the API server process ended (exit code {code})")
+        if lost is not None:
+            said, self._said = self._said or lost[1], ""
+            return Trouble(said, slot=lost[0])
         was_late, self._was_late = self._was_late, False
         if self._info is None:
             limit = self._server.engine_start_timeout
@@ -201,36 +222,33 @@ class Supervisor:
                 )
         return None
 
-    def _restart(self, trouble: Trouble) -> bool:
-        """Starts anew what was lost; False where that would not help, or did not often enough."""
+    def _restart(self, trouble: Trouble) -> str | None:
+        """Starts anew what was lost; or why not, to be added to the cause."""
         now = time.monotonic()
-        often = len(self._restarts) == _MAX_RESTARTS and now - self._restarts[0] < _RESTARTS_IN_S
-        if trouble.user_error or not self._announced or often:
-            return False
-        self._restarts.append(now)
+        if trouble.user_error or not self._announced:
+            return ""
+        restarts = self._engine_restarts if trouble.slot is None else self._api_restarts
+        if not restarts.spend(now):
+            minutes = f"{_RESTARTS_IN_S / 60:g} minutes"
+            return f"; it was restarted {_MAX_RESTARTS} times in {minutes}"
         logger.error("%s; restarting", trouble.message)
+        if trouble.slot is not None:
+            self.apis.replace(trouble.slot)
+            return None
         if trouble.hung:
             dump_stacks(os.getpid())
             time.sleep(_DUMP_S)
         self._info, self._began = None, now
         self.client.reconnect(self.engine.number + 1)
         self.engine.restart()
-        if self.api.alive():
-            self.engine.announce(EngineLost(trouble.message, self.engine.number, trouble.hung))
-        else:
-            self.api.end(0.0)
-            self.api = self._start_api()
-        return True
+        self.engine.announce(EngineLost(trouble.message, self.engine.number, trouble.hung))
+        return None
 
-    def _give_up(self, trouble: Trouble) -> int:
-        if self.api.alive():
-            self.engine.child.end(0.0)
-            self.engine.announce_death()
-            self.api.terminate()
-            self.api.end(_GOODBYE_S)
-        times = ""
-        if len(self._restarts) == _MAX_RESTARTS and not trouble.user_error:
-            times = f"; it was restarted {_MAX_RESTARTS} times in {_RESTARTS_IN_S / 60:g} minutes"
+    def _give_up(self, trouble: Trouble, times: str) -> int:
+        self.engine.child.end(0.0)
+        self.engine.announce_death()
+        self.apis.terminate()
+        self.apis.end(_GOODBYE_S)
         sys.stderr.write(f"llmserve: error: {trouble.message}{times}\n")
         return 2 if trouble.user_error else 1
 
@@ -238,7 +256,7 @@ class Supervisor:
         logger.info("shutting down; requests in flight get %g s", self._timeout)
         end = time.monotonic() + self._timeout + _GOODBYE_S
         told = False
-        while self.api.alive() and time.monotonic() < end and self._signals < 2:
+        while self.apis.alive() and time.monotonic() < end and self._signals < 2:
             self.client.wait(_WATCH_INTERVAL_S)
             self.client.receive()
             late = self.engine.heartbeat.late(self._server.engine_hang_timeout)
@@ -249,7 +267,7 @@ class Supervisor:
 
     def close(self) -> None:
         """Ends what is left, and removes the sockets."""
-        self.api.end(0.0)
+        self.apis.end(0.0)
         self.engine.shutdown(0.0 if self._signals > 1 else _GOODBYE_S)
         self.client.close()
 

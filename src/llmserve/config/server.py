@@ -12,6 +12,10 @@ def _port(value: int) -> str | None:
     return None if 0 <= value <= 65535 else "must be a port from 0 to 65535"
 
 
+def _servers(value: int) -> str | None:
+    return None if 1 <= value <= 16 else "must be from 1 to 16"
+
+
 def _above_zero(value: float) -> str | None:
     return None if value > 0 else "must be above 0"
 
@@ -80,6 +84,12 @@ class ServerConfig:
         "several).",
         choices=("auto", "global", "key"),
     )
+    api_server_count: int | None = flag(
+        None,
+        "API server processes, 1 to 16. Default: as many as the model's tokens may need, at most "
+        "one for 4 cores; 1 without a GPU.",
+        check=_servers,
+    )
     admin_socket: str | None = flag(
         None, "Unix socket for POST /reset_prefix_cache, for its owner alone."
     )
@@ -97,6 +107,11 @@ class ServerConfig:
     )
     engine_start_timeout: float = flag(
         600.0, "Seconds from an engine's start until it must be ready.", check=_above_zero
+    )
+    api_hang_timeout: float = flag(
+        20.0,
+        "Seconds that an API server may be stuck before it is restarted.",
+        check=_above_zero,
     )
     engine_hang_timeout: float = flag(
         60.0,

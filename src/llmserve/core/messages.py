@@ -55,7 +55,15 @@ class UtilityCall(msgspec.Struct, array_like=True, tag="call"):
     args: list[Any] = []
 
 
-ToEngine = EngineRequest | AbortRequests | UtilityCall
+class Clients(msgspec.Struct, array_like=True, tag="clients"):
+    """Sent by the supervisor: which clients there are from now on. What the others have running is
+    aborted; new ones hear that the engine is ready. An index never comes back."""
+
+    client: Index
+    clients: list[Index]
+
+
+ToEngine = EngineRequest | AbortRequests | UtilityCall | Clients
 
 
 class LogprobColumns(msgspec.Struct, array_like=True, gc=False):
@@ -206,6 +214,7 @@ class ModelInfo(msgspec.Struct, kw_only=True):
     max_num_seqs: int = 0  # what runs at once
     max_num_queued_reqs: int = 0  # what waits at most; 0 is no limit
     max_num_queued_tokens: int = 0  # the same in prompt tokens
+    on_gpu: bool = False
 
 
 class EngineReady(msgspec.Struct, array_like=True, tag="ready"):

@@ -66,6 +66,11 @@ class EngineCore:
             if self.grammars is not None:
                 self.grammars.leave(message.client << 32 | request_id)
 
+    def abort_client(self, client: int) -> None:
+        """Frees what all requests of a client hold."""
+        ids = [key & 0xFFFFFFFF for key in self.scheduler.requests if key >> 32 == client]
+        self.abort(AbortRequests(client, ids))
+
     def step(self) -> None:
         """Starts the next step; finishes the oldest where the queue is full or nothing starts."""
         plan = self.scheduler.schedule() if len(self._in_flight) < self.depth else None

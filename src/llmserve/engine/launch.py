@@ -18,27 +18,29 @@ from llmserve.errors import EngineError
 from llmserve.utils.child import Child, make_run_dir
 from llmserve.utils.heartbeat import Heartbeat
 
+SUPERVISOR = 0  # the client that owns the engine: alone, or beside API servers
+
 
 class EngineStart(msgspec.Struct):
     """The engine process's start message. `engine` is how many were there before it."""
 
     config: EngineConfig
     run_dir: str
-    num_clients: int
+    clients: list[int]
     engine: int
 
 
 class ApiStart(msgspec.Struct):
-    """An API server process's start message. `socket_fd` listens already and is inherited;
-    `supervisor` is the client that is told why the process ended, `engine` the number of the engine
-    to speak to."""
+    """An API server process's start message. `socket_fd` listens already and is inherited; `engine`
+    is the number of the engine to speak to; `slot` is the process's row on the `board`, a path."""
 
     server: ServerConfig
     model: ModelConfig
     run_dir: str
     client: int
-    supervisor: int
     socket_fd: int
+    board: str
+    slot: int = 0
     engine: int = 0
 
 
@@ -47,14 +49,14 @@ class EngineProcess:
 
     def __init__(self, config: EngineConfig, num_clients: int, run_dir: str) -> None:
         self.run_dir = run_dir
-        self.num_clients = num_clients
+        self.clients = list(range(num_clients))  # whom it sends to
         self.number = 0
         self._config = config
         self._start()
 
     def _start(self) -> None:
         self.heartbeat = Heartbeat(heartbeat_path(self.run_dir, self.number))
-        start = EngineStart(self._config, self.run_dir, self.num_clients, self.number)
+        start = EngineStart(self._config, self.run_dir, self.clients, self.number)
         self.child = Child("llmserve.engine.process", start)
 
     def restart(self) -> None:
@@ -68,7 +70,7 @@ class EngineProcess:
         self._start()
 
     def connect(self, index: int) -> EngineClient:
-        """Client `index` of `num_clients`, for this process."""
+        """Client `index` of `clients`, for this process."""
         return EngineClient(self.run_dir, index, self.number)
 
     def alive(self) -> bool:
@@ -89,7 +91,7 @@ class EngineProcess:
 
     def announce(self, message: FromEngine) -> None:
         """Tells every client what a dead engine cannot."""
-        for index in range(self.num_clients):
+        for index in self.clients:
             announce(self.run_dir, index, message)
 
     def announce_death(self) -> None:

@@ -6,6 +6,7 @@ import gc
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from types import FrameType
 
 import msgspec
@@ -14,7 +15,9 @@ import zmq
 from llmserve.config.hf import describe
 from llmserve.core.messages import (
     AbortRequests,
+    Clients,
     EngineFailed,
+    EngineOutputs,
     EngineReady,
     EngineRequest,
     FromEngine,
@@ -32,7 +35,7 @@ from llmserve.engine.channel import (
     push_socket,
 )
 from llmserve.engine.core import EngineCore
-from llmserve.engine.launch import EngineStart
+from llmserve.engine.launch import SUPERVISOR, EngineStart
 from llmserve.engine.resolve import build
 from llmserve.errors import ConfigError
 from llmserve.utils.child import receive_start
@@ -43,6 +46,9 @@ from llmserve.utils.logger import configure, get_logger
 logger = get_logger("llmserve.engine.process")  # as a main module, __name__ is another
 
 
+_TELL_S = 0.05  # between words to API servers for which there is nothing else
+
+
 class Shutdown(BaseException):
     """SIGTERM arrived."""
 
@@ -50,27 +56,36 @@ class Shutdown(BaseException):
 class EngineCoreProc:
     """Feeds messages to an EngineCore and its news to the clients."""
 
-    def __init__(self, run_dir: str, num_clients: int, engine: int = 0) -> None:
+    def __init__(self, run_dir: str, clients: Iterable[int], engine: int = 0) -> None:
         self.heartbeat = Heartbeat(heartbeat_path(run_dir, engine))
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._codec = Codec()
         self._inbox = pull_socket(
             self._context, engine_address(run_dir, engine), MAX_TO_ENGINE_BYTES
         )
-        self._clients = [
-            push_socket(self._context, client_address(run_dir, index), linger_ms=1000)
-            for index in range(num_clients)
-        ]
+        self._run_dir = run_dir
+        self._clients = {index: self._connect(index) for index in clients}
+        self._ready: EngineReady | None = None
+        self._told = 0.0  # when all clients last heard how it stands
         self.num_bad_messages = 0
 
+    def _connect(self, client: int) -> zmq.Socket[bytes]:
+        return push_socket(self._context, client_address(self._run_dir, client), linger_ms=1000)
+
     def send(self, client: int, message: FromEngine) -> None:
-        """To one client."""
-        self._clients[client].send(self._codec.encode(message), zmq.NOBLOCK)
+        """To one client; nobody where it has gone."""
+        if client in self._clients:
+            self._clients[client].send(self._codec.encode(message), zmq.NOBLOCK)
 
     def broadcast(self, message: FromEngine) -> None:
         """To all clients."""
-        for client in range(len(self._clients)):
+        for client in self._clients:
             self.send(client, message)
+
+    def announce(self, ready: EngineReady) -> None:
+        """To all clients, and to those that still come."""
+        self._ready = ready
+        self.broadcast(ready)
 
     def run(self, core: EngineCore) -> None:
         """Steps while there is work, sleeps on the socket while there is none."""
@@ -90,11 +105,20 @@ class EngineCoreProc:
                 core.step()
             outputs = core.take_outputs()
             if outputs:
+                self._add_others(outputs, core.has_work)
                 stats = core.stats()
                 stats.num_dropped_frames = self.num_bad_messages
                 for client, news in outputs.items():
                     news.stats = stats
                     self.send(client, news)
+
+    def _add_others(self, outputs: dict[int, EngineOutputs], busy: bool) -> None:
+        """Clients without news learn how the engine stands too: now and then, and at the end."""
+        now = time.monotonic()
+        if len(self._clients) > 2 and (not busy or now - self._told > _TELL_S):
+            self._told = now
+            for client in self._clients.keys() - {SUPERVISOR}:
+                outputs.setdefault(client, EngineOutputs())
 
     def _handle(self, core: EngineCore, data: bytes) -> None:
         try:
@@ -102,14 +126,29 @@ class EngineCoreProc:
         except msgspec.DecodeError as error:
             self._drop(str(error))
             return
-        if message.client >= len(self._clients):
+        if message.client not in self._clients:
             self._drop(f"there is no client {message.client}")
         elif isinstance(message, EngineRequest):
             core.add(message)
         elif isinstance(message, AbortRequests):
             core.abort(message)
+        elif isinstance(message, Clients):
+            self._change_clients(core, message)
         else:
             self._call(core, message)
+
+    def _change_clients(self, core: EngineCore, message: Clients) -> None:
+        if message.client != SUPERVISOR or SUPERVISOR not in message.clients:
+            self._drop(f"client {message.client} is not the supervisor")
+            return
+        assert self._ready is not None
+        for client in self._clients.keys() - message.clients:
+            self._clients.pop(client).close(linger=0)
+            core.abort_client(client)
+        for client in message.clients:
+            if client not in self._clients:
+                self._clients[client] = self._connect(client)
+                self.send(client, self._ready)
 
     def _drop(self, reason: str) -> None:
         self.num_bad_messages += 1
@@ -127,7 +166,7 @@ class EngineCoreProc:
     def close(self) -> None:
         """Sends what is queued, for a second at most."""
         self._inbox.close()
-        for client in self._clients:
+        for client in self._clients.values():
             client.close()
         self._context.term()
 
@@ -141,7 +180,7 @@ def main() -> int:
     start = receive_start(int(sys.argv[1]), EngineStart)
     configure("EngineCore")
     signal.signal(signal.SIGTERM, _on_sigterm)
-    proc = EngineCoreProc(start.run_dir, start.num_clients, start.engine)
+    proc = EngineCoreProc(start.run_dir, start.clients, start.engine)
     core: EngineCore | None = None
     began = time.monotonic()
     try:
@@ -149,7 +188,7 @@ def main() -> int:
         logger.info("engine ready after %.1f s", time.monotonic() - began)
         gc.collect()
         gc.freeze()  # the model's objects live as long as we do: no collection walks them
-        proc.broadcast(EngineReady(info, start.engine))
+        proc.announce(EngineReady(info, start.engine))
         proc.run(core)
     except Shutdown:
         return 0

@@ -237,4 +237,5 @@ def _model_info(
         max_num_seqs=config.scheduler.max_num_seqs or 0,
         max_num_queued_reqs=config.scheduler.max_num_queued_reqs,
         max_num_queued_tokens=config.scheduler.max_num_queued_tokens,
+        on_gpu=device.kind != "cpu",
     )

@@ -345,6 +345,8 @@ class AsyncLLM:
         )
 
     def _recover(self, message: EngineReady) -> None:
+        if message.engine > self._client.engine:  # we were stuck when the one before was lost
+            self._change_engine(EngineLost("the engine was restarted", message.engine))
         if message.engine == self._client.engine:
             self.lost = None
             self.model = message.model

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
-"""What one API server refused or cut, and how long its queue takes to drain."""
+"""What the API servers refused or cut, and how long their queue takes to drain."""
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from llmserve.metrics.board import EDGE, RESTARTS, Board
 
 # Every reason there is, so that the number of series never depends on what clients send.
 REASONS = (
@@ -20,54 +21,63 @@ _WINDOW_S = 5.0
 
 
 class EdgeStats(Collector):
-    """Counters of refusals. `dropped_frames` says how many messages from the engine were none."""
+    """Counters of refusals, ours and those of the servers beside us. `dropped_frames` says how many
+    messages from the engine to us were none."""
 
-    def __init__(self) -> None:
-        self.refused: Counter[str] = Counter()
+    def __init__(self, board: Board) -> None:
         self.dropped_frames: Callable[[], int] = lambda: 0
+        self._board = board
+        self._cells = board.counters(EDGE)
+        assert len(REASONS) < len(self._cells)
 
     def refuse(self, reason: str) -> None:
         """One more; `reason` is one of REASONS."""
         assert reason in REASONS
-        self.refused[reason] += 1
+        self._cells[1 + REASONS.index(reason)] += 1
+
+    def publish(self) -> None:
+        """Lets the other servers know of what is counted elsewhere."""
+        self._cells[0] = max(self._cells[0], self.dropped_frames())
 
     def collect(self) -> Iterator[Metric]:
         """All families."""
+        self.publish()
+        totals = self._board.totals(EDGE)
         refused = CounterMetricFamily(
             "llmserve:refused", "Requests and connections refused or cut.", labels=["reason"]
         )
-        for reason in REASONS:
-            refused.add_metric([reason], self.refused[reason])
+        for index, reason in enumerate(REASONS, 1):
+            refused.add_metric([reason], totals[index])
         yield refused
-        dropped = CounterMetricFamily(
-            "llmserve:api_dropped_frames", "Messages to this API server that were none."
-        )
-        dropped.add_metric([], self.dropped_frames())
-        yield dropped
+        for name, help, count in (
+            ("api_dropped_frames", "Messages to API servers that were none.", totals[0]),
+            ("api_server_restarts", "API servers that were lost.", self._board.total(RESTARTS)),
+        ):
+            family = CounterMetricFamily(f"llmserve:{name}", help)
+            family.add_metric([], count)
+            yield family
 
 
 class DrainRate:
-    """Requests that end per second, over the last 5 to 10 seconds."""
+    """Requests that end per second, over the last 5 to 10 seconds; `total` is how many ever did."""
 
-    def __init__(self) -> None:
+    def __init__(self, total: Callable[[], int]) -> None:
+        self._total = total
         self._began = time.monotonic()
-        self._count = 0
+        self._seen = total()
         self._before = 0.0  # per second
-
-    def ended(self) -> None:
-        """One request has ended."""
-        self._roll()
-        self._count += 1
 
     def seconds(self, num_waiting: int) -> int:
         """Until `num_waiting` requests have ended, 1 to 60; 60 while none ends."""
-        self._roll()
-        elapsed = time.monotonic() - self._began
-        rate = (self._count + self._before * _WINDOW_S) / (elapsed + _WINDOW_S)
+        elapsed, count = time.monotonic() - self._began, self._total() - self._seen
+        rate = (count + self._before * _WINDOW_S) / (elapsed + _WINDOW_S)
+        self.roll()
         return min(60, max(1, math.ceil(num_waiting / rate))) if rate else 60
 
-    def _roll(self) -> None:
+    def roll(self) -> None:
+        """Forgets what is long ago; called now and then."""
         elapsed = time.monotonic() - self._began
         if elapsed >= _WINDOW_S:
-            self._before = self._count / elapsed
-            self._began, self._count = time.monotonic(), 0
+            total = self._total()
+            self._before = (total - self._seen) / elapsed
+            self._began, self._seen = time.monotonic(), total

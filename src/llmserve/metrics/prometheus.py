@@ -23,12 +23,12 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from llmserve.core.messages import COMPILATION_KINDS, ModelInfo, SchedulerStats
+from llmserve.metrics.board import Board
 from llmserve.metrics.edge import EdgeStats
 from llmserve.metrics.stats import Histogram, RequestStats, kv_cache_usage
 
 _LABELS = ["model_name", "engine"]
 _ENGINE = "0"
-FINISH_REASONS = ("stop", "length", "abort", "error")
 
 _Number = Callable[[SchedulerStats], float]
 _GAUGES: list[tuple[str, str, _Number]] = [
@@ -138,7 +138,7 @@ class EngineCollector(Collector):
         name: str,
         model: ModelInfo,
         stats: Callable[[], SchedulerStats],
-        requests: RequestStats,
+        requests: Callable[[], RequestStats],
         health: Callable[[], EngineHealth],
     ) -> None:
         self._health = health
@@ -193,12 +193,12 @@ class EngineCollector(Collector):
             "Since the step loop last showed that it gets on; an idle one does every second.",
             [((), health.heartbeat_age)],
         )
-        yield from self._request_counters()
+        seen = self._requests()
+        yield from self._request_counters(seen)
         for name, help, histogram in _HISTOGRAMS:
-            yield self._histogram(name, help, histogram(self._requests))
+            yield self._histogram(name, help, histogram(seen))
 
-    def _request_counters(self) -> Iterator[Metric]:
-        seen = self._requests
+    def _request_counters(self, seen: RequestStats) -> Iterator[Metric]:
         cached = seen.num_cached_tokens
         yield self._counter("vllm:prompt_tokens", "Prompt tokens.", [((), seen.num_prompt_tokens)])
         yield self._counter(
@@ -219,7 +219,7 @@ class EngineCollector(Collector):
         yield self._counter(
             "vllm:request_success",
             "Requests that ended, by how.",
-            [((reason,), seen.finished[reason]) for reason in FINISH_REASONS],
+            [((reason,), count) for reason, count in seen.finished.items()],
             "finished_reason",
         )
 
@@ -252,16 +252,30 @@ def _le(bound: float) -> str:
     return text
 
 
+class _ProcessFigures(Collector):
+    """Of this process; of several servers each has its own, which no page can tell apart."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._process = ProcessCollector(registry=None)
+
+    def collect(self) -> Iterator[Metric]:
+        """All families, where this server is the only one."""
+        if self._board.num_fresh() <= 1:
+            yield from self._process.collect()
+
+
 class MetricsPage:
-    """A registry of its own: process figures at once, an engine's once it is there."""
+    """A registry of its own: process figures at once, an engine's once it is there. Counters and
+    histograms are the sums over all servers on the board."""
 
     content_type: str = CONTENT_TYPE_LATEST
 
-    def __init__(self) -> None:
+    def __init__(self, board: Board) -> None:
         self._registry = CollectorRegistry()
-        self.edge = EdgeStats()
+        self.edge = EdgeStats(board)
         self._registry.register(self.edge)
-        ProcessCollector(registry=self._registry)
+        self._registry.register(_ProcessFigures(board))
         PlatformCollector(registry=self._registry)
 
     def add_engine(
@@ -269,10 +283,10 @@ class MetricsPage:
         name: str,
         model: ModelInfo,
         stats: Callable[[], SchedulerStats],
-        requests: RequestStats,
+        requests: Callable[[], RequestStats],
         health: Callable[[], EngineHealth],
     ) -> None:
-        """`name` is the label model_name; `stats` and `health` give the engine's latest."""
+        """`name` is the label model_name; `stats`, `requests` and `health` give the latest."""
         self._registry.register(EngineCollector(name, model, stats, requests, health))
 
     def render(self) -> bytes:

@@ -2,12 +2,12 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """Counters and histograms of requests, and the line about throughput.
 
-RequestStats is called for every token, so it keeps plain integers; prometheus.py reads them when
-somebody asks. Bucket bounds are those that vLLM publishes, so that its dashboards fit.
+RequestStats is called for every token, so it keeps plain numbers, in memory that it is given;
+prometheus.py reads them when somebody asks. Bucket bounds are those that vLLM publishes, so that
+its dashboards fit.
 """
 
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -28,6 +28,12 @@ _REQUEST_S = (
 _STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _PREEMPTIONS = (1, 2, 3, 4, 5, 10, 20)
 _N = (1, 2, 5, 10, 20)
+FINISH_REASONS = ("stop", "length", "abort", "error")
+# Where a number is in the memory: three sums, how requests ended, the last step seen, histograms.
+_PROMPT, _CACHED, _GENERATED, _FINISHED = range(4)
+_STEP, _STEP_TOKENS_SEEN = 8, 9
+_FIRST_HISTOGRAM, _HISTOGRAM_CELLS = 16, 48
+NUM_CELLS = 800
 
 
 def one_two_five(most: int) -> list[int]:
@@ -42,20 +48,31 @@ def one_two_five(most: int) -> list[int]:
         power *= 10
 
 
+def new_cells(count: int) -> "memoryview[float]":
+    """Zeros of our own: `count` float64."""
+    return memoryview(bytearray(8 * count)).cast("d")
+
+
 class Histogram:
-    """`counts[i]` observations in (bounds[i - 1], bounds[i]]; the last count has no upper bound."""
+    """`counts[i]` observations in (bounds[i - 1], bounds[i]]; the last count has no upper bound.
+    They are in `cells`, after the sum of what was observed."""
 
-    __slots__ = ("bounds", "counts", "total")
+    __slots__ = ("_cells", "bounds", "counts")
 
-    def __init__(self, bounds: Sequence[float]) -> None:
+    def __init__(self, bounds: Sequence[float], cells: "memoryview[float] | None" = None) -> None:
         self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.total = 0.0
+        self._cells = new_cells(len(bounds) + 2) if cells is None else cells
+        self.counts = self._cells[1 : len(bounds) + 2]
+
+    @property
+    def total(self) -> float:
+        """The sum of what was observed."""
+        return float(self._cells[0])
 
     def observe(self, value: float, times: int = 1) -> None:
         """`value` was seen `times` times."""
         self.counts[bisect_left(self.bounds, value)] += times
-        self.total += value * times
+        self._cells[0] += value * times
 
 
 class Timings(Protocol):
@@ -76,34 +93,68 @@ class Timings(Protocol):
 
 
 class RequestStats:
-    """What was observed of requests since the start; the frontend's RequestObserver."""
+    """What was observed of requests since the start; the frontend's RequestObserver.
 
-    def __init__(self, max_model_len: int, source: Callable[[], SchedulerStats]) -> None:
-        self.num_prompt_tokens = 0
-        self.num_cached_tokens = 0
-        self.num_generation_tokens = 0
-        self.finished: Counter[str] = Counter()
+    It counts in `cells`, NUM_CELLS of them, which may be shared. Of several servers one follows the
+    engine's steps, which all of them hear of.
+    """
+
+    def __init__(
+        self,
+        max_model_len: int,
+        source: Callable[[], SchedulerStats],
+        cells: "memoryview[float] | None" = None,
+        *,
+        follows_steps: bool = True,
+    ) -> None:
+        self._cells = new_cells(NUM_CELLS) if cells is None else cells
+        self._num_histograms = 0
         tokens = one_two_five(max_model_len)
-        self.first_token_s = Histogram(_FIRST_TOKEN_S)
-        self.inter_token_s = Histogram(_TOKEN_S)
-        self.token_s = Histogram(_TOKEN_S)
-        self.e2e_s = Histogram(_REQUEST_S)
-        self.queue_s = Histogram(_REQUEST_S)
-        self.prefill_s = Histogram(_REQUEST_S)
-        self.decode_s = Histogram(_REQUEST_S)
-        self.inference_s = Histogram(_REQUEST_S)
-        self.prompt_tokens = Histogram(tokens)
-        self.generation_tokens = Histogram(tokens)
-        self.max_generation_tokens = Histogram(tokens)
-        self.max_tokens = Histogram(tokens)
-        self.n = Histogram(_N)
-        self.step_tokens = Histogram(_STEP_TOKENS)
-        self.preemptions = Histogram(_PREEMPTIONS)
-        self.computed_prompt_tokens = Histogram(tokens)
+        self.first_token_s = self._histogram(_FIRST_TOKEN_S)
+        self.inter_token_s = self._histogram(_TOKEN_S)
+        self.token_s = self._histogram(_TOKEN_S)
+        self.e2e_s = self._histogram(_REQUEST_S)
+        self.queue_s = self._histogram(_REQUEST_S)
+        self.prefill_s = self._histogram(_REQUEST_S)
+        self.decode_s = self._histogram(_REQUEST_S)
+        self.inference_s = self._histogram(_REQUEST_S)
+        self.prompt_tokens = self._histogram(tokens)
+        self.generation_tokens = self._histogram(tokens)
+        self.max_generation_tokens = self._histogram(tokens)
+        self.max_tokens = self._histogram(tokens)
+        self.n = self._histogram(_N)
+        self.step_tokens = self._histogram(_STEP_TOKENS)
+        self.preemptions = self._histogram(_PREEMPTIONS)
+        self.computed_prompt_tokens = self._histogram(tokens)
         self._source = source
-        self._step = 0
-        self._step_tokens = 0
+        self._follows_steps = follows_steps
         self._last_arrival: float | None = None
+
+    def _histogram(self, bounds: Sequence[float]) -> Histogram:
+        begin = _FIRST_HISTOGRAM + self._num_histograms * _HISTOGRAM_CELLS
+        assert len(bounds) + 2 <= _HISTOGRAM_CELLS and begin + _HISTOGRAM_CELLS <= len(self._cells)
+        self._num_histograms += 1
+        return Histogram(bounds, self._cells[begin : begin + _HISTOGRAM_CELLS])
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Of all requests that had a first token, or were only scored."""
+        return int(self._cells[_PROMPT])
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Those of them that a cache had."""
+        return int(self._cells[_CACHED])
+
+    @property
+    def num_generation_tokens(self) -> int:
+        """Of all requests."""
+        return int(self._cells[_GENERATED])
+
+    @property
+    def finished(self) -> dict[str, int]:
+        """Requests that ended, by FINISH_REASONS."""
+        return {r: int(self._cells[_FINISHED + i]) for i, r in enumerate(FINISH_REASONS)}
 
     def on_arrival(self, timings: Timings) -> None:
         """Sent to the engine. Continuations of one request come in a row and share `arrival`."""
@@ -115,21 +166,21 @@ class RequestStats:
         """`first_token`, `queue_time` and `num_cached_tokens` are set."""
         assert timings.first_token is not None
         self.first_token_s.observe(timings.first_token - timings.arrival)
-        self.num_generation_tokens += timings.num_generation_tokens
+        self._cells[_GENERATED] += timings.num_generation_tokens
         self._count_prompt(timings)
-        self._look_at_step()
+        self.look_at_step()
 
     def on_tokens(self, timings: Timings, count: int, seconds: float) -> None:
         """`count` more tokens, `seconds` after the ones before."""
-        self.num_generation_tokens += count
+        self._cells[_GENERATED] += count
         self.inter_token_s.observe(seconds / count, count)
-        self._look_at_step()
+        self.look_at_step()
 
     def on_finish(self, timings: Timings) -> None:
         """The end, whatever its reason."""
         assert timings.finish is not None
         reason = timings.finish_reason or "abort"
-        self.finished[reason] += 1
+        self._cells[_FINISHED + FINISH_REASONS.index(reason)] += 1
         self.e2e_s.observe(timings.finish - timings.arrival)
         self.prompt_tokens.observe(timings.num_prompt_tokens)
         self.generation_tokens.observe(timings.num_generation_tokens)
@@ -155,18 +206,21 @@ class RequestStats:
             self.token_s.observe((last - first) / (timings.num_generation_tokens - 1))
 
     def _count_prompt(self, timings: Timings) -> None:
-        self.num_prompt_tokens += timings.num_prompt_tokens
-        self.num_cached_tokens += timings.num_cached_tokens
+        self._cells[_PROMPT] += timings.num_prompt_tokens
+        self._cells[_CACHED] += timings.num_cached_tokens
 
-    def _look_at_step(self) -> None:
-        stats = self._source()
-        if stats.num_steps < self._step:  # another engine counts anew
-            self._step = self._step_tokens = 0
-        steps = stats.num_steps - self._step
-        if steps > 0:
-            tokens = stats.num_tokens_computed - self._step_tokens
+    def look_at_step(self) -> None:
+        """Counts the steps since the last look."""
+        cells, stats = self._cells, self._source()
+        if not self._follows_steps or stats.num_steps == cells[_STEP]:
+            return
+        if stats.num_steps < cells[_STEP]:  # another engine counts anew
+            cells[_STEP] = cells[_STEP_TOKENS_SEEN] = 0
+        steps = int(stats.num_steps - cells[_STEP])
+        if steps:
+            tokens = stats.num_tokens_computed - cells[_STEP_TOKENS_SEEN]
             self.step_tokens.observe(tokens / steps, steps)
-            self._step, self._step_tokens = stats.num_steps, stats.num_tokens_computed
+        cells[_STEP], cells[_STEP_TOKENS_SEEN] = stats.num_steps, stats.num_tokens_computed
 
 
 def kv_cache_usage(stats: SchedulerStats) -> float:
@@ -178,7 +232,7 @@ def kv_cache_usage(stats: SchedulerStats) -> float:
 class ThroughputLog:
     """The periodic line. Rates and the hit rate are those since the line before."""
 
-    def __init__(self, requests: RequestStats, now: float) -> None:
+    def __init__(self, requests: Callable[[], RequestStats], now: float) -> None:
         self._requests = requests
         self._time = now
         self._prompt = 0
@@ -190,13 +244,14 @@ class ThroughputLog:
     def line(self, stats: SchedulerStats, now: float) -> str | None:
         """None where nothing happened, in this interval and in the one before."""
         seconds = max(now - self._time, 1e-9)
-        prompt = (self._requests.num_prompt_tokens - self._prompt) / seconds
-        generation = (self._requests.num_generation_tokens - self._generation) / seconds
+        requests = self._requests()
+        prompt = (requests.num_prompt_tokens - self._prompt) / seconds
+        generation = (requests.num_generation_tokens - self._generation) / seconds
         queries = stats.prefix_queries - self._queries
         hits = stats.prefix_hits - self._hits
         self._time = now
-        self._prompt = self._requests.num_prompt_tokens
-        self._generation = self._requests.num_generation_tokens
+        self._prompt = requests.num_prompt_tokens
+        self._generation = requests.num_generation_tokens
         self._queries, self._hits = stats.prefix_queries, stats.prefix_hits
         busy = bool(prompt or generation or stats.num_running or stats.num_waiting)
         silent = not busy and not self._was_busy

@@ -6,9 +6,9 @@ Whoever maps the page judges by himself: nothing is asked of a process that may 
 time.monotonic() seconds, which all processes of a host share.
 """
 
-import mmap
-import os
 import time
+
+from llmserve.utils.shared_page import shared_page
 
 IDLE_BEAT_S = 1.0  # between signs of a loop that has nothing to do
 _STEPS, _BEAT, _BUSY_SINCE, _EXTRA = range(4)
@@ -25,12 +25,7 @@ class Heartbeat:
     seconds more than usual the next sign may take. There is one writer."""
 
     def __init__(self, path: str) -> None:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)  # whoever comes first makes it
-        try:
-            os.ftruncate(fd, _BYTES)
-            self._page = memoryview(mmap.mmap(fd, _BYTES)).cast("d")
-        finally:
-            os.close(fd)
+        self._page = memoryview(shared_page(path, _BYTES)).cast("d")
         self._pace = _FIRST_PACE_S
         self._tokens = 0  # of the step before
 

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request, Response
 from llmserve.api.answer import json_response
 from llmserve.api.openapi import INTEGER, STRING, described, fields
 from llmserve.api.state import state_of
+from llmserve.metrics.board import RUNNING
 
 router = APIRouter()
 
@@ -30,5 +31,5 @@ async def live(request: Request) -> Response:
 
 @router.get("/load", openapi_extra=described(fields(server_load=INTEGER)))
 async def load(request: Request) -> Response:
-    """Requests between admission and their last byte."""
-    return json_response({"server_load": state_of(request).num_running})
+    """Requests between admission and their last byte, of all API servers."""
+    return json_response({"server_load": state_of(request).board.sum(RUNNING)})
