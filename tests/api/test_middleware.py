@@ -280,7 +280,7 @@ async def test_a_key_has_its_share_of_places() -> None:
         assert [(await one).status_code for one in held] == [200, 200]
         assert (await api.post("/v1/completions", body, headers=a)).status_code == 200
         assert {request.tenant for request in api.engine.requests} == {0, 1}
-        assert not api.state._num_places and not +api.state._places
+        assert not api.state.board.places(0) and not api.state.board.places(1)
 
 
 async def test_a_full_queue_refuses_before_the_body_is_read() -> None:
@@ -376,4 +376,4 @@ async def test_a_body_that_is_still_coming_holds_no_place() -> None:
         more.set()
         assert (await waiting).status_code == 429
         api.state.leave_place(0)
-        assert not api.state._num_places
+        assert not api.state.board.places(0)

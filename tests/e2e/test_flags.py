@@ -18,6 +18,7 @@ from llmserve.api import server as api_server
 from llmserve.api.state import AppState
 from llmserve.config.server import ServerConfig
 from llmserve.errors import ConfigError, LLMServeError, RequestError
+from llmserve.frontend.output_processor import RequestTimings
 from tests.helpers.api import ScriptedEngine, make_llm
 from tests.helpers.engine import Engine
 from tests.helpers.server import Server
@@ -328,7 +329,7 @@ async def test_disable_log_stats(
 
     await api_server._start(state, connect)
     assert state.stats is not None
-    state.stats.num_generation_tokens += 5
+    state.stats.on_tokens(RequestTimings(arrival=0.0, num_prompt_tokens=1, max_tokens=9, n=1), 5, 0.1)
     await asyncio.sleep(0.1)
     assert ("Avg generation throughput" in caplog.text) != quiet
     if state.background is not None:

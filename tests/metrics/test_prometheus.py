@@ -5,9 +5,11 @@
 from prometheus_client.parser import text_string_to_metric_families
 
 from llmserve.core.messages import SchedulerStats
-from llmserve.metrics.prometheus import FINISH_REASONS, EngineHealth, MetricsPage
-from llmserve.metrics.stats import RequestStats
+from llmserve.metrics.board import Board
+from llmserve.metrics.prometheus import EngineHealth, MetricsPage
+from llmserve.metrics.stats import FINISH_REASONS, RequestStats
 from tests.helpers.api import model_info
+from tests.metrics.test_stats import timings
 
 STATS = SchedulerStats(
     num_running=3,
@@ -83,19 +85,23 @@ HISTOGRAMS = {
 
 def page(max_model_len: int = 256) -> tuple[str, RequestStats]:
     requests = RequestStats(max_model_len, lambda: STATS)
-    requests.num_prompt_tokens, requests.num_cached_tokens = 100, 30
-    requests.num_generation_tokens = 9
-    requests.finished["stop"] = 5
-    requests.first_token_s.observe(0.03)
-    made = MetricsPage()
-    made.add_engine("m", model_info(), lambda: STATS, requests, lambda: EngineHealth(2, 0.5))
+    first = timings(
+        arrival=0.0, first_token=0.03, num_prompt_tokens=100, num_cached_tokens=30,
+        num_generation_tokens=9,
+    )  # fmt: skip
+    requests.on_first_token(first)
+    for _ in range(5):
+        requests.on_finish(timings(first_token=None, num_prompt_tokens=0, num_cached_tokens=0))
+    made = MetricsPage(Board())
+    health = EngineHealth(2, 0.5)
+    made.add_engine("m", model_info(), lambda: STATS, lambda: requests, lambda: health)
     return made.render().decode(), requests
 
 
 def test_names_kinds_and_labels_equal_the_list() -> None:
     families = {f.name: f for f in text_string_to_metric_families(page()[0])}
     ours = {name: f for name, f in families.items() if name.startswith(("vllm:", "llmserve:"))}
-    for name in ("llmserve:refused", "llmserve:api_dropped_frames"):
+    for name in ("llmserve:refused", "llmserve:api_dropped_frames", "llmserve:api_server_restarts"):
         del ours[name]  # of the server, not of an engine: tests/metrics/test_edge.py
     kinds = dict.fromkeys(GAUGES, "gauge") | dict.fromkeys(COUNTERS, "counter")
     kinds |= dict.fromkeys(HISTOGRAMS, "histogram")
@@ -166,5 +172,5 @@ def test_values() -> None:
 
 
 def test_pages_do_not_share_a_registry() -> None:
-    assert "vllm:" not in MetricsPage().render().decode()
+    assert "vllm:" not in MetricsPage(Board()).render().decode()
     assert page()[0].count("# TYPE vllm:num_requests_running ") == 1

@@ -13,6 +13,7 @@ from prometheus_client import Histogram as Reference
 
 from llmserve.core.messages import SchedulerStats
 from llmserve.metrics.stats import (
+    FINISH_REASONS,
     Histogram,
     RequestStats,
     ThroughputLog,
@@ -70,7 +71,7 @@ def seen(histogram: Histogram, value: float, times: int = 1) -> bool:
     """Whether the histogram holds `value`, `times` times, and nothing else."""
     counts = [0] * len(histogram.counts)
     counts[bisect.bisect_left(histogram.bounds, value)] = times
-    return histogram.counts == counts and histogram.total == pytest.approx(value * times)
+    return list(histogram.counts) == counts and histogram.total == pytest.approx(value * times)
 
 
 def test_a_request_from_arrival_to_finish() -> None:
@@ -86,7 +87,7 @@ def test_a_request_from_arrival_to_finish() -> None:
         4,
         5,
     )
-    assert made.finished == {"stop": 1}
+    assert made.finished == dict.fromkeys(FINISH_REASONS, 0) | {"stop": 1}
     for histogram, value in (
         (made.n, 2),
         (made.first_token_s, 3),
@@ -112,7 +113,7 @@ def test_an_abort_in_the_queue_has_no_phases() -> None:
     made.on_finish(
         timings(queue_time=None, first_token=None, last_token=None, finish_reason="abort")
     )
-    assert made.finished == {"abort": 1} and made.num_prompt_tokens == 0
+    assert made.finished["abort"] == 1 == sum(made.finished.values()) and made.num_prompt_tokens == 0
     for histogram in (made.queue_s, made.prefill_s, made.decode_s, made.inference_s, made.token_s):
         assert sum(histogram.counts) == 0
 
@@ -148,9 +149,10 @@ def test_kv_cache_usage() -> None:
 
 def test_the_line_is_vllms_and_silent_when_idle() -> None:
     made = stats()
-    log = ThroughputLog(made, 0.0)
+    log = ThroughputLog(lambda: made, 0.0)
     assert log.line(SchedulerStats(), 10.0) is None
-    made.num_prompt_tokens, made.num_generation_tokens = 100, 50
+    request = timings(num_prompt_tokens=100, num_generation_tokens=50)
+    made.on_first_token(request)
     busy = SchedulerStats(
         num_running=3,
         num_waiting=2,

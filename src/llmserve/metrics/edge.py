@@ -35,6 +35,11 @@ class EdgeStats(Collector):
         assert reason in REASONS
         self._cells[1 + REASONS.index(reason)] += 1
 
+    @property
+    def refused(self) -> dict[str, int]:
+        """By reason, of all servers."""
+        return dict(zip(REASONS, map(int, self._board.totals(EDGE)[1:]), strict=False))
+
     def publish(self) -> None:
         """Lets the other servers know of what is counted elsewhere."""
         self._cells[0] = max(self._cells[0], self.dropped_frames())
@@ -42,15 +47,15 @@ class EdgeStats(Collector):
     def collect(self) -> Iterator[Metric]:
         """All families."""
         self.publish()
-        totals = self._board.totals(EDGE)
         refused = CounterMetricFamily(
             "llmserve:refused", "Requests and connections refused or cut.", labels=["reason"]
         )
-        for index, reason in enumerate(REASONS, 1):
-            refused.add_metric([reason], totals[index])
+        for reason, number in self.refused.items():
+            refused.add_metric([reason], number)
         yield refused
+        dropped = self._board.totals(EDGE)[0]
         for name, help, count in (
-            ("api_dropped_frames", "Messages to API servers that were none.", totals[0]),
+            ("api_dropped_frames", "Messages to API servers that were none.", dropped),
             ("api_server_restarts", "API servers that were lost.", self._board.total(RESTARTS)),
         ):
             family = CounterMetricFamily(f"llmserve:{name}", help)
