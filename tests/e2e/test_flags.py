@@ -93,6 +93,8 @@ SEEN_BY = {
     "ServerConfig.request_timeout": _MIDDLEWARE + "test_the_engine_hears_of_the_nearer_deadline",
     "ServerConfig.write_timeout": _PROTOCOL
     + "test_who_stops_reading_is_cut_off_and_its_request_ends",
+    "ServerConfig.api_hang_timeout": _PROCESSES + "test_lost_api_server",
+    "ServerConfig.api_server_count": "tests/faults/test_api_servers.py::test_both_answer_as_one",
     "ServerConfig.allowed_origins": _PROCESSES + "test_keys_names_and_prefix",
     "ServerConfig.api_key": _PROCESSES + "test_keys_names_and_prefix",
     "ServerConfig.chat_template": _HERE + "test_server_flags",

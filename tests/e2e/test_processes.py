@@ -81,21 +81,27 @@ def test_the_curl_line_works_as_printed(qwen3: Path) -> None:
         assert "Traceback" not in server.text and "llmserve: error" not in server.text
 
 
-def test_killed_api_server(qwen3: Path) -> None:
-    """Another takes its place, and the engine goes with it: nobody would hear of its requests."""
-    with Server(str(qwen3), *FLAGS) as server:
-        engine = server.pid_of("llmserve.engine.process")
-        with streaming(server, ENDLESS) as events:
-            os.kill(server.pid_of("llmserve.api.server"), signal.SIGKILL)
-            assert rest(events)[1]
-        deadline = time.monotonic() + 30
-        while server.http.get("/health/ready").status_code != 200:
-            assert time.monotonic() < deadline, server.text
-            time.sleep(0.05)
-        server.pids = processes_of(server.process.pid)
-        assert server.pid_of("llmserve.engine.process") != engine
-        assert server.metrics()["llmserve:engine_restarts_total"] == 1
-        server.check_idle()
+def test_lost_api_server(qwen3: Path) -> None:
+    """One that is killed, and one that stops for --api-hang-timeout: another takes its place, and
+    what its clients had running ends."""
+    with Server(str(qwen3), *FLAGS, "--api-hang-timeout", "2") as server:
+        for count, number in enumerate((signal.SIGKILL, signal.SIGSTOP), 1):
+            engine = server.pid_of("llmserve.engine.process")
+            lost = server.pid_of("llmserve.api.server")
+            with streaming(server, ENDLESS) as events:
+                os.kill(lost, number)
+                assert rest(events)[1]
+            deadline = time.monotonic() + 30
+            while server.http.get("/health/ready").status_code != 200:
+                assert time.monotonic() < deadline, server.text
+                time.sleep(0.05)
+            server.pids = processes_of(server.process.pid)
+            assert server.pid_of("llmserve.engine.process") == engine
+            assert server.pid_of("llmserve.api.server") != lost
+            server.check_idle()
+            assert server.metrics()["llmserve:engine_restarts_total"] == 0
+            assert server.metrics()["llmserve:api_server_restarts_total"] == count
+            assert server.metrics()["llmserve:dropped_events_total"] == 0
 
 
 def test_sigterm_lets_a_stream_finish(qwen3: Path) -> None:

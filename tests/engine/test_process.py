@@ -10,7 +10,13 @@ import msgspec
 import pytest
 import zmq
 
-from llmserve.core.messages import AbortRequests, SchedulerStats, UtilityCall, UtilityResult
+from llmserve.core.messages import (
+    AbortRequests,
+    Clients,
+    SchedulerStats,
+    UtilityCall,
+    UtilityResult,
+)
 from llmserve.engine.channel import Codec, engine_address, push_socket
 from llmserve.engine.launch import EngineProcess, launch_engine
 from tests.helpers.fake_engine import Listener, fake_config, request
@@ -116,6 +122,32 @@ def test_unknown_utility_is_answered(listeners: list[Listener]) -> None:
     (result,) = [m for m in one.other if isinstance(m, UtilityResult) and m.call_id == 77]
     assert result.error is not None
     assert "no_such_thing" in result.error
+
+
+def test_a_client_that_goes_takes_its_requests_with_it(
+    engine: EngineProcess, listeners: list[Listener]
+) -> None:
+    supervisor, gone = listeners
+    gone.client.send(request(1, 9, [9] * 40, max_tokens=400))
+    gone.until(lambda it: len(it.tokens.get(9, [])) > 3)
+    gone.client.send(Clients(1, [0, 1, 2]))  # it is not the supervisor
+    engine.clients[:] = [0, 2, 3]
+    new = engine.connect(2), engine.connect(3)
+    supervisor.client.send(Clients(0, engine.clients))
+    for client in new:
+        engine.wait_ready(client)
+    gone.client.send(request(1, 10, [5, 6, 7]))
+    one, other = (Listener(client) for client in new)
+    stats = _stats(one)
+    assert (stats.num_running, stats.num_waiting) == (0, 0)
+    assert stats.num_blocks_free + stats.num_blocks_cached == stats.num_blocks_total
+    one.client.send(request(2, 1, [5, 6, 7]))
+    one.until(lambda it: it.finished(1))
+    assert one.tokens == {1: supervisor.tokens[1]}
+    other.until(lambda it: any(isinstance(m, SchedulerStats) and not m.num_running for m in it.other))
+    assert not other.tokens and not other.extras
+    for client in new:
+        client.close()
 
 
 def test_sigterm_ends_it_with_zero(tmp_path: Path) -> None:
