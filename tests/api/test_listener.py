@@ -54,7 +54,9 @@ async def test_a_burst_is_shared_by_who_has_fewer(sock: socket.socket) -> None:
 
     def turn(index: int) -> Callable[[int, bool], bool]:
         def accepts(opening: int, left: bool) -> bool:
-            return left or len(both[index].connections) + opening <= len(both[1 - index].connections)
+            return left or len(both[index].connections) + opening <= len(
+                both[1 - index].connections
+            )
 
         return accepts
 

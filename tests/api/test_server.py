@@ -291,7 +291,9 @@ async def test_waits_for_the_engine_and_hears_why_it_gave_up() -> None:
     await asyncio.sleep(0.1)
     assert not waiting.done()
     engine.push(EngineReady(model_info()))
-    assert (await waiting).name == MODEL
+    assert (await waiting).name == MODEL and engine.engine == 0
+    engine.push(EngineReady(model_info(), 2))  # of one after the one that we knew of
+    assert (await wait_ready(engine)).name == MODEL and engine.engine == 2  # type: ignore[arg-type]
     for user_error, kind in ((True, ConfigError), (False, EngineError)):
         engine.push(EngineFailed("no", user_error))
         with pytest.raises(kind, match="no"):

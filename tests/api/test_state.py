@@ -3,15 +3,17 @@
 """Phases, names, and what ends a request early."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llmserve.api.errors import ClientGone
+from llmserve.api.errors import ClientGone, HttpError
 from llmserve.api.state import AppState
 from llmserve.config.server import ServerConfig
 from llmserve.core.messages import EngineLost, EngineReady
 from llmserve.errors import EngineDeadError, NotFoundError, OverloadedError, RequestError
+from llmserve.metrics.board import Board
 from tests.helpers.api import MODEL, ScriptedEngine, make_llm
 
 
@@ -61,6 +63,9 @@ async def test_an_engine_that_is_late_or_lost_takes_nothing_for_a_while() -> Non
     engine.push(EngineReady(llm.model, 1))
     await asyncio.sleep(0.01)
     assert state.engine() is llm
+    engine.push(EngineReady(llm.model, 2))  # what was said of the loss did not arrive
+    await asyncio.sleep(0.01)
+    assert state.engine() is llm and engine.engine == 2
     assert "llmserve:engine_restarts_total" in state.metrics.render().decode()
     llm.shutdown()
     engine.close()
@@ -75,6 +80,38 @@ async def test_an_engine_that_comes_up_during_the_drain_takes_nothing() -> None:
     assert state.llm is not None
     state.llm.shutdown()
     engine.close()
+
+
+async def test_places_are_counted_over_all_servers(tmp_path: Path) -> None:
+    config, path = ServerConfig(api_key=["a", "b"], max_requests_per_key=3), str(tmp_path / "board")
+    one, two = (AppState(config, board=Board(path, slot, 2)) for slot in (0, 1))
+    engines = [ScriptedEngine(), ScriptedEngine()]
+    for state, scripted in zip((one, two), engines, strict=True):
+        state.attach(make_llm(scripted))
+        assert state.llm is not None
+        state.llm.model.max_num_seqs, state.llm.model.max_num_queued_reqs = 2, 2
+    one.take_place(0)
+    two.take_place(0)
+    two.take_place(0)
+    for state in (one, two):
+        with pytest.raises(HttpError) as info:
+            state.take_place(0)
+        assert info.value.status == 429
+        state.check_place(1)
+    one.take_place(1)
+    for state in (one, two):
+        with pytest.raises(OverloadedError, match="Too many requests"):
+            state.check_place(1)
+        with pytest.raises(OverloadedError, match="Too many requests"):
+            state.take_place(1)
+    two.leave_place(0)
+    one.check_place(0)
+    Board(path, num_keys=2).replace(1)  # the other server is lost
+    assert [one.board.places(key) for key in (0, 1)] == [1, 1]
+    for state, scripted in zip((one, two), engines, strict=True):
+        assert state.llm is not None
+        state.llm.shutdown()
+        scripted.close()
 
 
 def test_names() -> None:

@@ -331,7 +331,9 @@ async def test_disable_log_stats(
 
     await api_server._start(state, connect)
     assert state.stats is not None
-    state.stats.on_tokens(RequestTimings(arrival=0.0, num_prompt_tokens=1, max_tokens=9, n=1), 5, 0.1)
+    state.stats.on_tokens(
+        RequestTimings(arrival=0.0, num_prompt_tokens=1, max_tokens=9, n=1), 5, 0.1
+    )
     await asyncio.sleep(0.1)
     assert ("Avg generation throughput" in caplog.text) != quiet
     if state.background is not None:

@@ -144,7 +144,9 @@ def test_a_client_that_goes_takes_its_requests_with_it(
     one.client.send(request(2, 1, [5, 6, 7]))
     one.until(lambda it: it.finished(1))
     assert one.tokens == {1: supervisor.tokens[1]}
-    other.until(lambda it: any(isinstance(m, SchedulerStats) and not m.num_running for m in it.other))
+    other.until(
+        lambda it: any(isinstance(m, SchedulerStats) and not m.num_running for m in it.other)
+    )
     assert not other.tokens and not other.extras
     for client in new:
         client.close()

@@ -23,7 +23,9 @@ _PRIVATE = re.compile(
     r"Traceback|0x[0-9a-f]{5,}|File \"|/(?:home|usr|tmp|root|proc|work|var)/|\.py\b|site-packages"
 )
 
-_NUMBERED = re.compile(r"(llmserve-|/engine-|/heartbeat-|/client-)\w+")  # names that differ by the process
+_NUMBERED = re.compile(
+    r"(llmserve-|/engine-|/heartbeat-|/client-)\w+"
+)  # names that differ by the process
 _STACK = re.compile(r"(Current thread|Thread) 0x|  File \"|  \.\.\.|$|Extension modules")
 
 

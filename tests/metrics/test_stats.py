@@ -113,7 +113,9 @@ def test_an_abort_in_the_queue_has_no_phases() -> None:
     made.on_finish(
         timings(queue_time=None, first_token=None, last_token=None, finish_reason="abort")
     )
-    assert made.finished["abort"] == 1 == sum(made.finished.values()) and made.num_prompt_tokens == 0
+    assert (
+        made.finished["abort"] == 1 == sum(made.finished.values()) and made.num_prompt_tokens == 0
+    )
     for histogram in (made.queue_s, made.prefill_s, made.decode_s, made.inference_s, made.token_s):
         assert sum(histogram.counts) == 0
 

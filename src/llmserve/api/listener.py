@@ -12,7 +12,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 
-_LEAVE_S = 0.002  # to a server that has fewer connections, or is ready
+_LEAVE_S = 0.005  # to a server that has fewer connections, or is ready
 _EXHAUSTED_S = 0.5  # out of descriptors
 
 

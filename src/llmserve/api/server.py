@@ -33,7 +33,7 @@ from llmserve.engine.launch import SUPERVISOR, ApiStart
 from llmserve.errors import ConfigError, LLMServeError, OverloadedError
 from llmserve.frontend.async_llm import AsyncLLM
 from llmserve.frontend.input_processor import InputProcessor
-from llmserve.metrics.board import BEAT_S, Board
+from llmserve.metrics.board import BEAT_S, CONNECTIONS, Board
 from llmserve.metrics.stats import ThroughputLog
 from llmserve.utils.child import receive_start
 from llmserve.utils.logger import configure, get_logger
@@ -79,6 +79,11 @@ class _SharedServer(_Server):
 
     def _accepts(self, opening: int, left: bool) -> bool:
         return self._board.accepts(len(self.server_state.connections) + opening, left)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Every tenth of a second: the other servers learn of connections that ended."""
+        self._board.set(CONNECTIONS, len(self.server_state.connections))
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Takes no more connections, and lets those that there are end."""

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""Two API servers on one engine: they answer as one; one is killed, one is stuck, both drain."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.faults import FLAGS, Bench, TooSlow, run_stream
+from tests.helpers.invariants import Ended, check_streams
+from tests.helpers.server import Server, processes_of
+
+ROLE = "llmserve.api.server"
+HANG_S = 3.0
+PER_KEY = 8
+LONG = 500  # tokens
+# A signal that no program of ours knows: it stops the thread of the event loop, and no other.
+STUCK = "import signal, time\nsignal.signal(signal.SIGUSR2, lambda *_: time.sleep(600))\n"
+
+
+def api_pids(supervisor: int) -> list[int]:
+    return [
+        pid for pid in processes_of(supervisor) if ROLE in Path(f"/proc/{pid}/cmdline").read_text()
+    ]
+
+
+@pytest.fixture(scope="module")
+def two(bench_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    hook = tmp_path_factory.mktemp("hook")
+    (hook / "sitecustomize.py").write_text(STUCK)
+    source = str(Path(__file__).parents[2] / "src")
+    flags = (
+        "--api-server-count", "2", "--api-hang-timeout", str(HANG_S),
+        "--max-requests-per-key", str(PER_KEY),
+    )  # fmt: skip
+    with Bench(bench_model, *flags, env={"PYTHONPATH": f"{hook}:{source}"}) as bench:
+        yield bench
+
+
+class Streams:
+    """As many long streams of key A as a key may have, on both servers; and one after another of
+    key B."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self._stop = threading.Event()
+        self.short: list[Ended] = []
+        self._pool = ThreadPoolExecutor(PER_KEY + 1)
+        solo = bench.solos[0]
+        self.long = [
+            self._pool.submit(run_stream, bench.http, 0, f"{solo.prompt} {n}", LONG)
+            for n in range(PER_KEY)
+        ]
+        self._other = self._pool.submit(self._one_by_one)
+        deadline = time.monotonic() + 10
+        while bench.server.metrics()["vllm:num_requests_running"] < PER_KEY:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def _one_by_one(self) -> None:
+        with self._bench.client(key=1) as http:
+            while not self._stop.is_set():
+                self.short.append(run_stream(http, 1, self._bench.solos[1].prompt))
+
+    def end(self) -> tuple[list[Ended], list[Ended]]:
+        """Those of the long ones that came to their end, and those that were cut."""
+        ended = [future.result(60) for future in self.long]
+        self._stop.set()
+        self._other.result(60)
+        self._pool.shutdown()
+        cut = [one for one in ended if one.cut]
+        whole = [one for one in ended if not one.cut]
+        assert all((one.endings, len(one.token_ids)) == (["done"], LONG) for one in whole)
+        assert not any(one.endings for one in cut)
+        return whole, cut
+
+
+def test_both_answer_as_one(two: Bench) -> None:
+    """--api-server-count, --max-requests-per-key: connections are shared out, a key's places are
+    counted over both servers, and either's /metrics has the sums."""
+    pids = api_pids(two.server.process.pid)
+    assert len(pids) == 2
+    with two.load_and_invariants(load=False):
+        before = two.server.metrics()
+        lines = len(two.server.output)
+        streams = Streams(two)
+        statuses = [two.http.post("/v1/completions", json={"prompt": "x"}) for _ in range(4)]
+        assert [answer.status_code for answer in statuses] == [429] * 4
+        running = [two.server.metrics()["vllm:num_requests_running"] for _ in range(4)]
+        assert min(running) >= PER_KEY  # whichever server says so
+        assert two.http.get("/load").json()["server_load"] >= PER_KEY
+        whole, _ = streams.end()
+        assert len(whole) == PER_KEY
+        after = [two.server.metrics() for _ in range(6)]
+        log = two.server.output[lines:]
+    for name, number in (
+        ("vllm:request_success_total", PER_KEY + len(streams.short)),
+        ("vllm:generation_tokens_total", LONG * PER_KEY + 200 * len(streams.short)),
+        ("vllm:e2e_request_latency_seconds_count", PER_KEY + len(streams.short)),
+        ("llmserve:refused_total{key_limit}", 4),
+    ):
+        assert {values[name] - before[name] for values in after} == {number}, name
+    of = [[line for line in log if f"pid={pid})" in line and "completions" in line] for pid in pids]
+    assert all(of)
+    scrapes = [
+        [line for line in log if f"pid={pid})" in line and "/metrics" in line] for pid in pids
+    ]
+    assert all(scrapes)
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGKILL, pytest.param(signal.SIGUSR2, marks=pytest.mark.faults)],
+    ids=["killed", "stuck"],
+)
+def test_one_of_two_is_lost(two: Bench, number: signal.Signals) -> None:
+    """Its streams are cut, those of the other and the engine do not notice; another takes its
+    place, and what its clients had is free again."""
+    lines = len(two.server.output)
+    before = two.server.metrics()["llmserve:api_server_restarts_total"]
+    with two.load_and_invariants(load=False, failed=PER_KEY):
+        streams = Streams(two)
+        first = api_pids(two.server.process.pid)
+        os.kill(first[1], number)
+        began = time.monotonic()
+        while len(pids := api_pids(two.server.process.pid)) < 2 or pids == first:
+            assert time.monotonic() - began < 30, two.server.text
+            time.sleep(0.05)
+        replaced = time.monotonic() - began
+        whole, cut = streams.end()
+        assert whole and cut  # about half and half, on a machine of our own
+        assert first[0] in pids
+        again = Streams(two)
+        assert len(again.end()[0]) == PER_KEY
+        wrong = check_streams(two.solos, streams.short[:-1] + again.short, True)
+        lost = [one for one in streams.short if one.endings != ["done"]]
+        assert not wrong or len(lost) <= 1, wrong
+    assert two.server.metrics()["llmserve:api_server_restarts_total"] == before + 1
+    log = two.server.output[lines:]
+    (line,) = (line for line in log if "restarting" in line)
+    if number == signal.SIGKILL:
+        assert "the API server process ended (exit code -9)" in line
+    else:
+        assert "the API server has been stuck for" in line
+        stacks = "\n".join(log[log.index(line) :])
+        assert stacks.count("Current thread") == 1 and "sitecustomize.py" in stacks
+    limit = (2 if number == signal.SIGKILL else HANG_S + 2) * two.scale
+    if replaced > limit:
+        raise TooSlow(f"the restart took {replaced:.1f} s, over {limit:.1f}")
+
+
+@pytest.mark.faults
+def test_both_drain(bench_model: Path) -> None:
+    with Server(str(bench_model), *FLAGS, "--api-server-count", "2") as server:
+        pids = api_pids(server.process.pid)
+        with ThreadPoolExecutor(4) as pool:
+            streams = [pool.submit(run_stream, server.http, 0, f"p {n}", 300) for n in range(4)]
+            deadline = time.monotonic() + 10
+            while server.metrics()["vllm:num_requests_running"] < 4:
+                assert time.monotonic() < deadline
+            server.process.send_signal(signal.SIGTERM)
+            ended = [stream.result(30) for stream in streams]
+        assert [(one.endings, len(one.token_ids)) for one in ended] == [(["done"], 300)] * 4
+        assert server.wait() == 0
+        for pid in pids:
+            told = [line for line in server.output if f"pid={pid})" in line]
+            assert any("completions" in line for line in told)
+            assert any("Finished server process" in line for line in told)
