@@ -64,8 +64,10 @@ async def test_a_burst_is_shared_by_who_has_fewer(sock: socket.socket) -> None:
     clients = [socket.create_connection(sock.getsockname()) for _ in range(32)]
     await until(lambda: sum(len(one.connections) for one in both) == 32)
     assert all(12 <= len(one.connections) <= 20 for one in both)
-    for end in (*both, *clients):
-        end.close()
+    for one in both:
+        one.close()
+    for client in clients:
+        client.close()
 
 
 async def test_one_left_to_others_is_taken_when_nobody_does(sock: socket.socket) -> None:
@@ -108,10 +110,13 @@ async def test_out_of_descriptors_it_waits(
     one.close()
 
 
-async def test_closed_while_it_waits_it_takes_nothing_more(sock: socket.socket) -> None:
+async def test_closed_while_it_waits_it_takes_nothing_more(
+    sock: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LEAVE_S", 0.02)
     one = Accepting(sock, lambda opening, left: False)
     with socket.create_connection(sock.getsockname()):
         await until(lambda: one.listener._timer is not None)
         one.close()
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.05)
     assert not one.connections

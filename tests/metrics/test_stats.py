@@ -60,7 +60,7 @@ def test_histogram_counts_as_prometheus_does() -> None:
         reference.observe(value)
     (family,) = reference.collect()
     buckets = [s.value for s in family.samples if s.name == "x_bucket"]
-    running = 0
+    running = 0.0
     for count, bucket in zip(ours.counts, buckets, strict=True):
         running += count
         assert running == bucket
