@@ -37,6 +37,7 @@ class Observer:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, RequestTimings, int]] = []
+        self.num_steps = 0
 
     def on_arrival(self, timings: RequestTimings) -> None:
         self.calls.append(("arrival", timings, 0))
@@ -50,6 +51,9 @@ class Observer:
 
     def on_finish(self, timings: RequestTimings) -> None:
         self.calls.append(("finish", timings, 0))
+
+    def on_step(self) -> None:
+        self.num_steps += 1
 
 
 class Bench:

@@ -110,6 +110,7 @@ def test_any_page_is_the_sum_of_all(pair: tuple[Board, Board]) -> None:
         for _ in range(1 + index):
             requests.on_first_token(timings())
             requests.on_finish(timings())
+            requests.on_step()
         page.edge.refuse("queue_full")
         page.edge.dropped_frames = lambda: 4
         page.edge.publish()

@@ -136,10 +136,10 @@ def test_steps_are_counted_once_however_many_tokens_they_had() -> None:
     source = SchedulerStats(num_steps=1, num_tokens_computed=10)
     made = stats(source)
     for _ in range(3):
-        made.on_tokens(timings(), 1, 0.1)
+        made.on_step()
     assert seen(made.step_tokens, 10)
     source.num_steps, source.num_tokens_computed = 4, 40
-    made.on_first_token(timings())
+    made.on_step()
     assert sum(made.step_tokens.counts) == 4 and made.step_tokens.total == 40
 
 

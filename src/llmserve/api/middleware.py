@@ -82,7 +82,7 @@ class Envelope:
                 message = message | {"body": b""} if isinstance(message, dict) else message
             await send(message)
 
-        inner[RAW_SEND] = wrapped if head else send
+        inner[RAW_SEND] = wrapped if head else scope.get(RAW_SEND, send)
         try:
             await self._app(inner, receive, wrapped)
         except Exception:  # boundary: a bug of ours is the client's 500 and our traceback

@@ -19,11 +19,13 @@ from typing import Any, cast
 
 import uvicorn
 import uvloop
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llmserve.api.admin import build_admin
 from llmserve.api.app import build_app
 from llmserve.api.listener import Listener
 from llmserve.api.protocol import BoundedProtocol, ConnectionLimits
+from llmserve.api.sse import RAW_SEND
 from llmserve.api.state import AppState
 from llmserve.config.server import ServerConfig
 from llmserve.core.messages import EngineFailed, EngineLost, EngineReady, ModelInfo
@@ -107,7 +109,7 @@ async def serve(
     """
     state = AppState(server, served_names, board)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)  # those accepted too
-    config = _uvicorn_config(state, build_app(state), _connections())
+    config = _uvicorn_config(state, _with_raw_send(build_app(state)), _connections())
     http = _SharedServer(config, state.board)
     stop = asyncio.Event()
     hurry = asyncio.Event()
@@ -143,6 +145,16 @@ async def serve(
             Path(own_admin).unlink(missing_ok=True)
         if state.llm is not None:
             state.llm.shutdown()
+
+
+def _with_raw_send(app: ASGIApp) -> ASGIApp:
+    """Lets streams write past all that is around the routes, FastAPI's own layers too."""
+
+    async def outermost(scope: Scope, receive: Receive, send: Send) -> None:
+        scope[RAW_SEND] = send
+        await app(scope, receive, send)
+
+    return outermost
 
 
 async def _beat(state: AppState) -> None:

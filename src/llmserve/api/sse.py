@@ -69,6 +69,7 @@ class EventStream(Response):
         self._started = False
         self._busy = False
         self._last_write = 0.0
+        self._loop = asyncio.get_running_loop()  # asked once: it costs a system call
         self._timer: asyncio.TimerHandle | None = None
         self._comment: asyncio.Task[None] | None = None
         self.init_headers(
@@ -93,7 +94,6 @@ class EventStream(Response):
             self._generation.abort()
 
     async def _run(self, send: Send, raw_send: Send) -> None:
-        loop = asyncio.get_running_loop()
         interval = self._state.server.sse_keep_alive_interval
         first = asyncio.ensure_future(self._generation.next())
         try:
@@ -101,7 +101,7 @@ class EventStream(Response):
             if not first.done() or first.exception() is None:
                 await self._start(send)
             if interval:
-                self._timer = loop.call_later(interval, self._keep_alive, interval, raw_send)
+                self._timer = self._loop.call_later(interval, self._keep_alive, interval, raw_send)
             deltas = await first
         finally:
             first.cancel()
@@ -129,7 +129,7 @@ class EventStream(Response):
         body = _escaped(data)
         await send({"type": "http.response.body", "body": body, "more_body": True})
         self._busy = False
-        self._last_write = asyncio.get_running_loop().time()
+        self._last_write = self._loop.time()
 
     async def _end(self, send: Send, data: bytes) -> None:
         if self._timer is not None:
@@ -140,7 +140,7 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
     def _keep_alive(self, interval: float, send: Send) -> None:
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         wait = self._last_write + interval - loop.time()
         if wait <= 0:
             wait = interval
@@ -158,6 +158,8 @@ class EventStream(Response):
 
 def _escaped(data: bytes) -> bytes:
     """Events whose only line ends are their own."""
+    if data.isascii():
+        return data
     for raw, escape in _LINE_ENDS:
         if raw in data:
             data = data.replace(raw, escape)

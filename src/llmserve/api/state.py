@@ -105,7 +105,7 @@ class AppState:
         self._drain_rate.roll()
         if self.llm is not None and self.stats is not None:
             self.board.set(UNFINISHED, self.llm.num_unfinished)
-            self.stats.look_at_step()
+            self.stats.on_step()
 
     def _choose_parsers(self, llm: AsyncLLM) -> None:
         template = llm.input_processor.template

@@ -41,6 +41,7 @@ class RequestStream:
         self._request = request
         self._processor = processor
         self._waiter: asyncio.Future[None] | None = None
+        self._loop = asyncio.get_running_loop()  # asked once: it costs a system call
         request.on_news = self._wake
 
     @property
@@ -81,7 +82,7 @@ class RequestStream:
         """
         request = self._request
         while not request.news and request.error is None and not request.finished:
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter = self._loop.create_future()
             try:
                 await self._waiter
             finally:

@@ -94,6 +94,9 @@ class RequestObserver(Protocol):
     def on_finish(self, timings: RequestTimings) -> None:
         """The end, whatever its reason; called once."""
 
+    def on_step(self) -> None:
+        """All that came of the engine's last steps was told."""
+
 
 class Continuation:
     """One engine request: what came of it, and what of that nobody has taken yet."""
@@ -391,6 +394,8 @@ class OutputProcessor:
             self._advance(wire_id, continuation, now, stops)
         if stops:
             self._client.send(AbortRequests(self._client.index, stops))
+        if self.observer is not None:
+            self.observer.on_step()
 
     def _advance(
         self, wire_id: int, continuation: Continuation, now: float, stops: list[int]

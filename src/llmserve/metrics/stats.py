@@ -168,13 +168,11 @@ class RequestStats:
         self.first_token_s.observe(timings.first_token - timings.arrival)
         self._cells[_GENERATED] += timings.num_generation_tokens
         self._count_prompt(timings)
-        self.look_at_step()
 
     def on_tokens(self, timings: Timings, count: int, seconds: float) -> None:
         """`count` more tokens, `seconds` after the ones before."""
         self._cells[_GENERATED] += count
         self.inter_token_s.observe(seconds / count, count)
-        self.look_at_step()
 
     def on_finish(self, timings: Timings) -> None:
         """The end, whatever its reason."""
@@ -209,8 +207,8 @@ class RequestStats:
         self._cells[_PROMPT] += timings.num_prompt_tokens
         self._cells[_CACHED] += timings.num_cached_tokens
 
-    def look_at_step(self) -> None:
-        """Counts the steps since the last look."""
+    def on_step(self) -> None:
+        """The engine's news were looked at: counts its steps since the last look."""
         cells, stats = self._cells, self._source()
         if not self._follows_steps or stats.num_steps == cells[_STEP]:
             return
