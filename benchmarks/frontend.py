@@ -18,6 +18,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import cast
+
+import uvloop
 
 from llmserve.cli.serve import Supervisor, listen
 from llmserve.config.engine import EngineConfig
@@ -45,7 +48,7 @@ def serve(folder: Path, port: int, servers: int) -> None:
     """The server, until it is killed."""
     engine = EngineConfig.from_flags(
         model=str(folder), executor="fake", load_format="dummy", device="cpu", max_num_seqs=256,
-        max_model_len=CONTEXT,
+        max_model_len=CONTEXT, kv_cache_memory_bytes=1 << 30,
     )  # fmt: skip
     config = ServerConfig(port=port, api_server_count=servers, disable_uvicorn_access_log=True)
     with listen(config) as sock:
@@ -61,13 +64,12 @@ class Client(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Sends the request."""
-        assert isinstance(transport, asyncio.Transport)
         message = {"role": "user", "content": "Go on."}
         body = {"messages": [message], "max_tokens": self._tokens, "ignore_eos": True}
         data = json.dumps(body | {"stream": True, "temperature": 0}).encode()
         head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n"
         head += f"content-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
-        transport.write(head.encode() + data)
+        cast(asyncio.Transport, transport).write(head.encode() + data)
 
     def data_received(self, data: bytes) -> None:
         """Events may be cut anywhere; their end is not."""
@@ -130,15 +132,15 @@ def main() -> None:
             for count in flags.servers:
                 command = [sys.executable, "-m", "benchmarks.frontend", "--serve", folder]
                 command += ["--servers", str(count), "--port", str(flags.port)]
-                server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-                assert server.stdout is not None
-                for line in server.stdout:
-                    if "startup complete" in line:
-                        break
-                print(f"{count} servers, {flags.streams} streams: ", end="")
-                asyncio.run(load(flags.port, server.pid, flags.streams, flags.seconds))
-                server.kill()
-                server.wait()
+                with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+                    assert server.stdout is not None
+                    while "startup complete" not in (line := server.stdout.readline()) and line:
+                        pass
+                    print(f"{count} servers, {flags.streams} streams: ", end="")
+                    try:
+                        uvloop.run(load(flags.port, server.pid, flags.streams, flags.seconds))
+                    finally:
+                        server.kill()
 
 
 if __name__ == "__main__":

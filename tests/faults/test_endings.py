@@ -176,11 +176,12 @@ def test_sigusr1_writes_the_stacks_of_all_processes(bench: Bench) -> None:
     with bench.load_and_invariants():
         bench.server.process.send_signal(signal.SIGUSR1)
         deadline = time.monotonic() + 10
-        while bench.server.text.count("Current thread") < 3:
+        files = ("cli/serve.py", "engine/process.py", "api/server.py")
+        while bench.server.text.count("Current thread") < 3 or not all(
+            f'llmserve/{file}"' in bench.server.text for file in files
+        ):
             assert time.monotonic() < deadline, bench.server.text[-3000:]
             time.sleep(0.05)
-    for file in ("cli/serve.py", "engine/process.py", "api/server.py"):
-        assert f'llmserve/{file}"' in bench.server.text
 
 
 def test_a_stopped_engine_does_not_keep_the_second_sigterm(bench_model: Path) -> None:
