@@ -53,6 +53,8 @@ class Streams:
         self.short: list[Ended] = []
         self._pool = ThreadPoolExecutor(PER_KEY + 1)
         solo = bench.solos[0]
+        bench.check_idle()
+        time.sleep(0.2)  # a place is free a moment after its stream's last byte
         self.long = [
             self._pool.submit(run_stream, bench.http, 0, f"{solo.prompt} {n}", LONG)
             for n in range(PER_KEY)
@@ -60,7 +62,8 @@ class Streams:
         self._other = self._pool.submit(self._one_by_one)
         deadline = time.monotonic() + 10
         while bench.server.metrics()["vllm:num_requests_running"] < PER_KEY:
-            assert time.monotonic() < deadline
+            refused = [one.result().error for one in self.long if one.done()]
+            assert time.monotonic() < deadline, refused
             time.sleep(0.02)
 
     def _one_by_one(self) -> None:
