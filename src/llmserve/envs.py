@@ -13,6 +13,7 @@ CACHE_DIR: Path = Path(
 )
 API_KEY: str | None = os.environ.get("LLMSERVE_API_KEY") or os.environ.get("VLLM_API_KEY") or None
 RUNTIME_DIR: Path = Path(os.environ.get("XDG_RUNTIME_DIR") or os.environ.get("TMPDIR") or "/tmp")
+CXX: str = os.environ.get("CXX", "")
 TRITON_INTERPRET: bool = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from llmserve.kernels import cpu
 from llmserve.layers.base import Build
 from llmserve.layers.embedding import Embedding, LMHead
 from llmserve.quantization.unquantized import UnquantizedLinear
@@ -37,9 +38,14 @@ def test_untied_head_has_its_own_weight() -> None:
     assert head.weight.shape == (50, 16) and head.weight is not embedding.weight
 
 
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("largest", [1e-8, 0.1, 60_000.0, 1e6])
-def test_logits_of_16_bit_weights_are_float32_at_any_scale(largest: float) -> None:
+def test_logits_of_16_bit_weights_are_float32_at_any_scale(
+    largest: float, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where float16 would lose bits (under 6e-5) or overflow (over 65,504)."""
+    if not compiled:
+        monkeypatch.setattr(cpu, "library", lambda: None)
     embedding = Embedding(BUILD, 300, 64)
     embedding.weight.data.uniform_(-largest, largest)
     embedding.weight.data[0, 0] = largest

@@ -26,6 +26,6 @@ def test_equals_the_formula(activation: str, bias: bool) -> None:
     gate, up = inner[:, :24], inner[:, 24:]
     gate = F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")
     out = F.linear(gate * up, values["down_proj.weight"], values.get("down_proj.bias"))
-    ours = mlp(x, NormSpec(scale, 1e-5), residual)
+    ours = mlp(x, NormSpec(scale, 1e-5), residual.clone())  # may be overwritten
     torch.testing.assert_close(ours.double(), out + residual.double(), rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(mlp(x, NormSpec(scale, 1e-5)).double(), out, rtol=1e-4, atol=1e-3)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from llmserve.kernels import cpu
 from llmserve.kernels.fused_linear import Tile, fused_linear_torch
 from llmserve.quantization import unquantized as module
 from llmserve.quantization.unquantized import UnquantizedLinear
@@ -19,13 +20,28 @@ class OnGpu(torch.Tensor):
     is_cuda = True  # type: ignore[assignment]
 
 
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "library", lambda: None)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("rows", [0, 1, 7, 64])
+@pytest.mark.parametrize("rows", [0, 1, 7, 64, 300])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
     [(torch.float32, 1e-5), (torch.bfloat16, 2**-7), (torch.float16, 2**-9)],
 )
-def test_product(dtype: torch.dtype, tolerance: float, rows: int, bias: bool) -> None:
+def test_product(
+    dtype: torch.dtype,
+    tolerance: float,
+    rows: int,
+    bias: bool,
+    compiled: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not compiled:
+        monkeypatch.setattr(cpu, "library", lambda: None)
     method = UnquantizedLinear()
     params = method.create(96, 160, bias, dtype, CPU)
     assert {name: value.shape for name, value in params.items()} == (
@@ -43,6 +59,22 @@ def test_product(dtype: torch.dtype, tolerance: float, rows: int, bias: bool) ->
     torch.testing.assert_close(ours.double(), expected, rtol=0, atol=tolerance * scale)
 
 
+def test_compiled_products_take_all_that_stands_around_them() -> None:
+    """Of few tokens in float32; in bfloat16 where the processor has tiles, of more."""
+    every = {"norm", "act", "residual"}
+    for dtype, most in ((torch.float32, 32), (torch.bfloat16, 192)):
+        method = UnquantizedLinear()
+        params = method.create(64, 96, False, dtype, CPU)
+        method.finalize({name: value.normal_() for name, value in params.items()})
+        if dtype == torch.float32 or cpu.library().has_tiles:
+            assert method.weight is params["weight"] and not method.reordered
+            for act in (False, True):
+                assert method.fuses(most, act) == every and not method.fuses(most + 1, act)
+        else:
+            assert method.reordered and not method.fuses(1, False)
+
+
+@pytest.mark.usefixtures("no_compiler")
 @pytest.mark.parametrize(("out_features", "wide"), [(256, True), (64, False)])
 def test_reorders_where_that_is_faster(out_features: int, wide: bool) -> None:
     """float32 wide layers alone; bfloat16 all, where the processor multiplies it."""
@@ -56,6 +88,7 @@ def test_reorders_where_that_is_faster(out_features: int, wide: bool) -> None:
     assert method.reordered == method.weight.is_mkldnn == fast
 
 
+@pytest.mark.usefixtures("no_compiler")
 def test_plain_where_onednn_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     method = UnquantizedLinear()
@@ -67,6 +100,7 @@ def test_plain_where_onednn_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(method.apply(x), F.linear(x, params["weight"]))
 
 
+@pytest.mark.usefixtures("no_compiler")
 @pytest.mark.parametrize("tile", [None, Tile(4, 32, 1, 1, 1)])
 @pytest.mark.parametrize("bias", [False, True])
 def test_what_a_gpu_fuses(monkeypatch: pytest.MonkeyPatch, tile: Tile | None, bias: bool) -> None:

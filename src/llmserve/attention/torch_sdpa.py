@@ -2,10 +2,10 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """Attention by torch alone: the CPU's backend, and the one that runs anywhere.
 
-Rows of one query token are batched: their blocks are gathered by one index_select into
-[rows, 2, num_kv_heads, tokens, head_dim] and attended to by one call. Rows whose lengths differ by
-more than half go to batches of their own, so that padding never more than doubles the gather. A row
-of several query tokens is a batch by itself.
+Rows of one query token go to csrc/cpu_decode.cpp where that is compiled. Else they are batched:
+their blocks are gathered by one index_select into [rows, 2, num_kv_heads, tokens, head_dim] and
+attended to by one call. Rows whose lengths differ by more than half go to batches of their own, so
+that padding never more than doubles the gather. A row of several query tokens is a batch by itself.
 """
 
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from llmserve.attention.base import (
     AttentionShape,
     Capabilities,
 )
+from llmserve.kernels import cpu
 
 _SOFTCAP_SLICE = 256  # query tokens whose scores are held at once
 
@@ -52,11 +53,15 @@ class TorchAttention(AttentionBackend):
         super().__init__(shape, dtype, device)
         self.batches: list[_Batch] = []
         self.sides = torch.arange(2 * shape.num_kv_heads, device=device).unsqueeze(1)
+        self.compiled = None
+        if shape.head_dim % 16 == 0:
+            self.compiled = cpu.compiled_for(torch.empty(0, dtype=dtype, device=device))
 
     def plan(self, metadata: AttentionMetadata) -> None:
         """Gather indices and masks."""
         lengths = metadata.seq_lens_cpu
-        order = sorted(range(metadata.num_decode_rows), key=lengths.__getitem__, reverse=True)
+        gathered = 0 if self.compiled is not None else metadata.num_decode_rows
+        order = sorted(range(gathered), key=lengths.__getitem__, reverse=True)
         groups: list[list[int]] = []
         for row in order:
             if not groups or 2 * self._reach(lengths[row]) < self._reach(lengths[groups[-1][0]]):
@@ -147,9 +152,15 @@ class TorchAttention(AttentionBackend):
         shape = self.shape
         heads, dim = shape.num_kv_heads, shape.head_dim
         chunks = kv_cache.view(-1, metadata.block_size * dim)
-        out = None if len(self.batches) == 1 else torch.empty_like(
-            query, memory_format=torch.contiguous_format
-        )  # fmt: skip
+        rows = metadata.num_decode_rows
+        out = None
+        if len(self.batches) != 1 or (rows and self.compiled is not None):
+            out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+            if rows and self.compiled is not None:
+                cpu.attention(
+                    self.compiled, query[:rows], kv_cache, metadata.block_table,
+                    metadata.seq_lens, out, shape.scale, shape.window, shape.softcap,
+                )  # fmt: skip
         for batch in self.batches:
             gathered = chunks.index_select(0, batch.blocks)
             if batch.poison is not None:

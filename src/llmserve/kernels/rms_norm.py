@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import torch
 
+from llmserve.kernels import cpu
 from llmserve.kernels.triton_jit import next_power_of_2, pdl_of, tl, triton, use_triton
 
 
@@ -14,7 +15,11 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     dtype (already offset, where a model stores weight - 1). Returns a new contiguous tensor like
     `x`: x / sqrt(mean(x^2) + eps) * weight.
     """
-    return rms_norm_triton(x, weight, eps) if use_triton(x) else rms_norm_torch(x, weight, eps)
+    if use_triton(x):
+        return rms_norm_triton(x, weight, eps)
+    if (lib := cpu.compiled_for(x)) is not None:
+        return cpu.rms_norm(lib, x, weight, eps)
+    return rms_norm_torch(x, weight, eps)
 
 
 def rms_norm_torch(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

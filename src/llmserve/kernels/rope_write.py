@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from llmserve.kernels import cpu
 from llmserve.kernels.rms_norm import rms_norm_torch
 from llmserve.kernels.triton_jit import next_power_of_2, pdl_of, tl, triton, use_triton
 
@@ -38,6 +39,10 @@ def rope_write(
     if use_triton(heads):
         return rope_write_triton(
             heads, num_kv_heads, positions, cos_sin_cache, kv_cache, slot_mapping, norms
+        )
+    if (lib := cpu.compiled_for(heads)) is not None:
+        return cpu.rope_write(
+            lib, heads, num_kv_heads, positions, cos_sin_cache, kv_cache, slot_mapping, norms
         )
     # A call costs a CPU more than its arithmetic: query and key turn together, key and value are
     # written together, indices are computed once a step.
@@ -73,7 +78,8 @@ def rope_write_torch(
     rows: torch.Tensor,
     norms: tuple[torch.Tensor, torch.Tensor, float] | None,
 ) -> torch.Tensor:
-    """The reference, and the CPU's way. `rope` and `rows` are what the two functions above give."""
+    """The reference, and the way of a CPU without compiled kernels. `rope` and `rows` are what the
+    two functions above give."""
     num_heads = heads.shape[1] - 2 * num_kv_heads
     if norms is not None:
         q_weight, k_weight, eps = norms

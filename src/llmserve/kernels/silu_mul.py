@@ -7,6 +7,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from llmserve.kernels import cpu
 from llmserve.kernels.triton_jit import pdl_of, tl, triton, use_triton
 
 
@@ -14,7 +15,11 @@ def gated_act(x: torch.Tensor, kind: str) -> torch.Tensor:
     """`x` [num_tokens, 2 * intermediate], contiguous: gate then up. `kind` is "silu" or
     "gelu_tanh" (the tanh form). Returns [num_tokens, intermediate].
     """
-    return gated_act_triton(x, kind) if use_triton(x) else gated_act_torch(x, kind)
+    if use_triton(x):
+        return gated_act_triton(x, kind)
+    if (lib := cpu.compiled_for(x)) is not None:
+        return cpu.gated_act(lib, x, kind)
+    return gated_act_torch(x, kind)
 
 
 def gated_act_torch(x: torch.Tensor, kind: str) -> torch.Tensor:

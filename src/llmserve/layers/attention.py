@@ -36,7 +36,7 @@ class Attention(Layer):
         if q_norm is not None and k_norm is not None:
             norms = q_norm.spec.weight, k_norm.spec.weight, q_norm.eps
         query = rope_write(
-            qkv.view(len(qkv), -1, shape.head_dim), shape.num_kv_heads, batch.positions,
+            qkv.view(qkv.shape[0], -1, shape.head_dim), shape.num_kv_heads, batch.positions,
             self.cos_sin, kv.cache, kv.metadata.slot_mapping, norms, batch.once,
         )  # fmt: skip
-        return kv.backend.forward(query, kv.cache, kv.metadata).reshape(len(qkv), -1)
+        return kv.backend.forward(query, kv.cache, kv.metadata).reshape(qkv.shape[0], -1)

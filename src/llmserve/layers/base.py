@@ -27,10 +27,17 @@ class Build:
 
 
 class Block(nn.Module):
-    """A module without hooks, which cost a decode step on a CPU more than a matrix product."""
+    """A module without hooks, and whose modules are found as attributes are: either costs a decode
+    step on a CPU more than a matrix product."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.forward(*args, **kwargs)
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.__call__ = cls.forward  # type: ignore[method-assign]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if isinstance(value, nn.Module):
+            self.__dict__[name] = value
 
 
 class Layer(Block):

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from llmserve.kernels import cpu
 from llmserve.kernels.triton_jit import on_gpu
 from llmserve.layers.base import Build, Layer
 from llmserve.layers.linear import Linear
@@ -26,6 +27,8 @@ class Embedding(Layer):
         self.scale = None if scale is None else torch.tensor(scale, dtype=build.dtype).item()
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        if (lib := cpu.compiled_for(self.weight)) is not None:
+            return cpu.embedding(lib, self.weight, input_ids, self.scale or 1.0)
         hidden = F.embedding(input_ids, self.weight)
         return hidden if self.scale is None else hidden * self.scale
 
@@ -51,6 +54,9 @@ class LMHead(Linear):
         weight: torch.Tensor = self.weight.data
         self._parameters.clear()
         half = weight.dtype != torch.float32
+        self.product = cpu.product_of(weight)
+        if self.product is not None:
+            return
         self.transposed = weight.t() if on_gpu(weight) and half else None
         self.packed = None
         if half and not on_gpu(weight) and _fits_float16(weight):
@@ -60,6 +66,8 @@ class LMHead(Linear):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[n, hidden] -> float32 [n, vocab_size]."""
+        if self.product is not None:
+            return cpu.linear(self.product, hidden, dtype=torch.float32)
         if self.transposed is not None:
             return torch.mm(hidden, self.transposed, out_dtype=torch.float32)
         if self.packed is not None:

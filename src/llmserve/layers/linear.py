@@ -48,7 +48,7 @@ class Linear(Layer):
     ) -> torch.Tensor:
         """act(norm(x) W^T + b) + residual; `act` is a gated activation of the output's halves, and
         `residual` may be overwritten."""
-        fuses = self.method.fuses(len(x), act is not None)
+        fuses = self.method.fuses(x.shape[0], act is not None)
         if norm is not None and "norm" not in fuses:
             x, norm = rms_norm(x, norm.weight, norm.eps), None
         act_inside = act if "act" in fuses else None

@@ -12,15 +12,20 @@ from llmserve.attention.registry import choose
 from llmserve.core.kv_spec import KVCacheConfig
 from llmserve.core.messages import LogprobColumns
 from llmserve.core.scheduler_output import ModelRunnerOutput, SchedulerOutput
+from llmserve.kernels.cpu import library
 from llmserve.layers.forward_batch import ForwardBatch, LayerKV
 from llmserve.models.interfaces import CausalLM
 from llmserve.sampling.sampler import SampledBatch, Sampler
 from llmserve.spec_decode.base import Proposer
+from llmserve.utils.logger import get_logger
 from llmserve.worker import kv_tensors
+from llmserve.worker.cpu_program import MAX_ROWS, DecodeProgram
 from llmserve.worker.cuda_graph import MAX_WHOLE, StepGraphs
 from llmserve.worker.input_batch import InputBatcher, StepInputs
 from llmserve.worker.piecewise import PieceGraphs
 from llmserve.worker.request_slots import RequestSlots
+
+logger = get_logger(__name__)
 
 _LOGITS_SLICE = 64  # prompt positions whose logits are held at once
 
@@ -79,6 +84,7 @@ class ModelRunner:
         self.max_model_len = max_model_len
         self.graphs: StepGraphs | None = None
         self.pieces: PieceGraphs | None = None
+        self.program: DecodeProgram | None = None
 
     @torch.inference_mode()
     def forward(self, plan: SchedulerOutput) -> None:
@@ -94,7 +100,10 @@ class ModelRunner:
             inputs, hidden = replayed
         else:
             inputs = self.batcher.build(plan, self.drafts if plan.num_drafts.any() else None)
-            hidden = self._hidden(inputs)
+            if self.program is not None and self.program.holds(inputs):
+                hidden = self.program.run(inputs)
+            else:
+                hidden = self._hidden(inputs)
         self._started = _Forward(plan, inputs, hidden)
 
     def _hidden(self, inputs: StepInputs) -> torch.Tensor:
@@ -127,6 +136,19 @@ class ModelRunner:
                 self._hidden, self._draw,
             )  # fmt: skip
         self.pieces = pieces  # not before: the graphs above hold whole forwards
+
+    @torch.inference_mode()
+    def record(self, max_rows: int) -> None:
+        """Decode steps of up to `max_rows` rows are one call from now on, on a CPU with compiled
+        kernels and if the model needs no others."""
+        lib = library() if self.device.type == "cpu" else None
+        if lib is None:
+            return
+        program = DecodeProgram(lib, self.slots, min(max_rows, MAX_ROWS), self._hidden)
+        if program.foreign is None:
+            self.program = program
+        else:
+            logger.info("decode steps are not recorded: %s is no compiled kernel", program.foreign)
 
     def _draw(
         self, hidden: torch.Tensor, slots: torch.Tensor, output_index: torch.Tensor, random: bool

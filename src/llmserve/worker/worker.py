@@ -18,6 +18,7 @@ from llmserve.core.scheduler_output import NewRequest, SchedulerOutput, TokenMas
 from llmserve.core.structured_outputs import GrammarSpec
 from llmserve.errors import ConfigError
 from llmserve.kernels.compilations import compilations
+from llmserve.kernels.cpu import start_building
 from llmserve.kernels.fused_linear import tables_id
 from llmserve.kv_cache.groups import page_bytes, plan_groups
 from llmserve.model_loader.loader import load_model
@@ -67,6 +68,8 @@ class Worker:
 
     def load(self) -> dict[str, Any]:
         """Loads the weights and measures; the fields of executor.base.ModelFacts."""
+        if self.device.type == "cpu":
+            start_building()
         description = self.description
         length = self.config.model.max_model_len
         if length is not None and 0 < length < description.max_model_len:
@@ -95,6 +98,9 @@ class Worker:
         warm_up(self.runner, max_model_len)
         if self.device.type == "cuda":
             self._capture()
+        elif not self.config.device.enforce_eager:
+            assert self.config.scheduler.max_num_seqs
+            self.runner.record(self.config.scheduler.max_num_seqs)
         compilations().watch()
         self._before_ready = dict(compilations().counts)
 
