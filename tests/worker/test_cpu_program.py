@@ -9,7 +9,10 @@ import torch
 from llmserve.kernels import cpu
 from llmserve.worker import model_runner
 from llmserve.worker.cpu_program import DecodeProgram
+from tests.helpers.compiler import has_compiler
 from tests.helpers.tiny_runner import Driver, random_prompt
+
+pytestmark = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
 
 torch.set_num_threads(1)
 
