@@ -56,8 +56,15 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 comma := ,
 
+# Fault rows have deadlines: they run alone, after all others have run two at a time.
+QUICK := not gpu and not multi_gpu and not long and not faults
 test: dev
-	@$(PYTEST) -m 'not gpu and not multi_gpu and not long and not faults' $(ARGS)
+ifeq ($(ARGS),)
+	@$(PYTEST) -n 2 --dist loadfile -m '$(QUICK)' --ignore tests/faults
+	@$(PYTEST) -m '$(QUICK)' tests/faults
+else
+	@$(PYTEST) -m '$(QUICK)' $(ARGS)
+endif
 
 test-long: dev
 	@$(PYTEST) -m 'not gpu and not multi_gpu and not faults' $(ARGS)
