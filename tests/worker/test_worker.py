@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """A worker from config to its first steps."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 
 from llmserve.errors import ConfigError
 from llmserve.executor.base import ModelFacts
+from llmserve.kernels import cpu
 from llmserve.kernels.compilations import compilations
+from llmserve.kernels.cpu import library_id
 from llmserve.kernels.paged_attention import num_splits
 from llmserve.worker import worker as worker_module
 from llmserve.worker.memory import free_memory
@@ -27,7 +30,15 @@ def test_load_facts() -> None:
     assert len(facts.kv_specs) == 3
     assert facts.weight_bytes == worker.model.weight_bytes > 200_000
     assert facts.kv_bytes_available == 1 << 20
-    assert facts.kernels == {"attention": "TorchAttention"}
+    assert facts.kernels == {"attention": "TorchAttention", "cpu": library_id()}
+
+
+def test_facts_tell_which_kernels_a_cpu_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums in another order are another fingerprint."""
+    monkeypatch.setattr(cpu, "library", lambda: None)
+    assert library_id() == "torch"
+    monkeypatch.setattr(cpu, "library", lambda: SimpleNamespace(_name="/a/cpu_decode-1f.so"))
+    assert library_id() == "cpu_decode-1f"
 
 
 def test_kv_bytes_without_a_flag() -> None:

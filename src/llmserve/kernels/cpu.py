@@ -13,6 +13,7 @@ import functools
 import subprocess
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,6 +73,11 @@ def _library() -> Library | None:
         return loaded
     logger.warning("CPU kernels: torch's own, which are slower, as none can be built: %s", problem)
     return None
+
+
+def library_id() -> str:
+    """Of the compiled functions, or of torch's: sums are in another order. Waits for a build."""
+    return "torch" if (lib := library()) is None else Path(lib._name).stem
 
 
 def start_building() -> None:

@@ -18,7 +18,7 @@ from llmserve.core.scheduler_output import NewRequest, SchedulerOutput, TokenMas
 from llmserve.core.structured_outputs import GrammarSpec
 from llmserve.errors import ConfigError
 from llmserve.kernels.compilations import compilations
-from llmserve.kernels.cpu import start_building
+from llmserve.kernels.cpu import library_id, start_building
 from llmserve.kernels.fused_linear import tables_id
 from llmserve.kv_cache.groups import page_bytes, plan_groups
 from llmserve.model_loader.loader import load_model
@@ -89,7 +89,8 @@ class Worker:
             "device": self.config.device.device,
             "dtype": self.config.model.dtype,
             "kernels": {"attention": ", ".join(sorted(kind.__name__ for kind in kernels))}
-            | ({"tiles": tables_id()} if self.device.type == "cuda" else {}),
+            | ({"tiles": tables_id()} if self.device.type == "cuda" else {})
+            | ({"cpu": library_id()} if self.device.type == "cpu" else {}),
         }
 
     def initialize_kv_cache(self, kv_config: KVCacheConfig, max_model_len: int) -> None:
