@@ -109,6 +109,10 @@ SHARED: list[tuple[str, Any, str | None, str | None]] = [
     ("length_penalty", "x", TYPE, None),
     ("length_penalty", -10.1, LOWER, None),
     ("length_penalty", 10.1, HIGHER, None),
+    ("thinking_token_budget", True, TYPE, None),
+    ("thinking_token_budget", 1.5, TYPE, None),
+    ("thinking_token_budget", -2, LOW, None),
+    ("thinking_token_budget", 5, "unsupported_parameter", None),  # no format of reasoning
     ("priority", "x", TYPE, None),
     ("priority", 2**31, HIGH, None),
     ("priority", -(2**31) - 1, LOW, None),
@@ -143,6 +147,11 @@ CHAT: list[tuple[str, Any, str | None, str | None]] = [
     ("include_reasoning", 0, TYPE, None),
     ("reasoning_effort", "utmost", VALUE, None),
     ("reasoning_effort", 3, VALUE, None),
+    ("reasoning", 5, TYPE, None),
+    ("reasoning", {"effort": "utmost"}, VALUE, "reasoning.effort"),
+    ("reasoning", {"max_tokens": 5}, "unsupported_parameter", "reasoning.max_tokens"),
+    ("thinking", 5, TYPE, None),
+    ("thinking", {"budget_tokens": -1}, LOW, "thinking.budget_tokens"),
     ("chat_template_kwargs", [], TYPE, None),
     ("chat_template_kwargs", {"x": [1]}, TYPE, "chat_template_kwargs.x"),
     (

@@ -3,6 +3,7 @@
 """One server with a tiny random model, for all clients. It is left idle by each test."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,16 +14,30 @@ CONTEXT = 256
 
 
 @pytest.fixture(scope="session")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    write_tiny_model(folder, "qwen3", tie_word_embeddings=False)
+    return write_tiny_model(folder, "qwen3", tie_word_embeddings=False)
+
+
+def _serve(model: Path, *more: str) -> Iterator[Server]:
     flags = ["--max-model-len", str(CONTEXT), "--kv-cache-memory-bytes", "16MiB"]
     flags += ["--dtype", "float32", "--cpu-threads", "1", "--disable-uvicorn-access-log"]
-    with Server(str(folder), *flags, "--served-model-name", "tiny") as server:
+    with Server(str(model), *flags, "--served-model-name", "tiny", *more) as server:
         yield server.wait_ready()
+
+
+@pytest.fixture(scope="session")
+def running(weights: Path) -> Iterator[Server]:
+    yield from _serve(weights)
 
 
 @pytest.fixture
 def server(running: Server) -> Iterator[Server]:
     yield running
     running.check_idle()
+
+
+@pytest.fixture(scope="session")
+def thinker(weights: Path) -> Iterator[Server]:
+    """A server that takes its model for one that thinks."""
+    yield from _serve(weights, "--reasoning-parser", "think")

@@ -46,7 +46,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "reasoning": ({},),
     "reasoning_effort": ("none",),
     "include_reasoning": (True,),
-    "thinking_token_budget": (-1,),
+    "thinking": (),
     "modalities": (["text"], []),
     "audio": (),
     "web_search_options": (),
@@ -267,6 +267,7 @@ class GenerationBody(RequestBody):
     echo: bool = False
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
+    thinking_token_budget: int | None = Field(None, ge=-1, le=2**31 - 1)
     priority: int = Field(0, ge=-(2**31), le=2**31 - 1)
     cache_salt: Annotated[str, BeforeValidator(_cache_salt)] | None = Field(
         None, min_length=1, max_length=_MAX_SALT_CHARS

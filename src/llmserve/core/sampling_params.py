@@ -18,6 +18,25 @@ MAX_BAD_WORD_TOKENS = 1024
 MAX_STOP_STRINGS = 16
 
 
+class ReasoningBudget(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How much an output may think: after `tokens` tokens of reasoning the end of it is forced.
+
+    Reasoning runs from one of `opens`, at the start of the output, to one of `closes`; one that
+    begins `inside` has its opener in the prompt. Where it `reopens`, each opener begins it again.
+    `pieces` are the bytes of the tokens that can be part of those texts or are whitespace: any
+    other token is no part of them. `endings[i]` are the token ids that are forced when the budget
+    is spent for the i-th time, the last one for good.
+    """
+
+    tokens: int
+    opens: list[bytes]
+    closes: list[bytes]
+    endings: list[list[int]]
+    pieces: dict[int, bytes]
+    inside: bool = False
+    reopens: bool = False
+
+
 class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Sampling parameters with vLLM's names and defaults.
 
@@ -53,6 +72,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     spaces_between_special_tokens: bool = True
     structured_outputs: StructuredOutputsParams | None = None
     grammar: GrammarSpec | None = None  # what the frontend makes of `structured_outputs`
+    reasoning_budget: ReasoningBudget | None = None
     extra_args: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
@@ -116,6 +136,9 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
             _check_count("logprobs", self.logprobs, logits_width)
         if self.prompt_logprobs is not None:
             _check_count("prompt_logprobs", self.prompt_logprobs, logits_width)
+        if self.reasoning_budget is not None:
+            for ending in self.reasoning_budget.endings:
+                _check_ids("thinking_token_budget", ending, logits_width)
         words = self.bad_words_token_ids
         if words and sum(map(len, words)) > MAX_BAD_WORD_TOKENS:
             raise RequestError(
@@ -126,6 +149,11 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     def greedy(self) -> bool:
         """Whether the draw needs no random numbers."""
         return self.temperature == 0.0
+
+    @property
+    def masked(self) -> bool:
+        """Whether something outside the sampler may forbid tokens from step to step."""
+        return self.grammar is not None or self.reasoning_budget is not None
 
     def clone(self, **changes: Any) -> "SamplingParams":
         """A copy with `changes`."""

@@ -38,7 +38,7 @@ class EngineCore:
 
     def add(self, request: EngineRequest) -> None:
         """Queues a request; a refusal shows in the outputs."""
-        if request.params.grammar is None or self.grammars is None:
+        if not request.params.masked or self.grammars is None:
             self.scheduler.add(request)
             return
         key = request.client << 32 | request.request_id
@@ -86,13 +86,13 @@ class EngineCore:
             raise AssertionError("requests wait, nothing runs and nothing is in flight")
 
     def _mask(self, plan: SchedulerOutput) -> list[GrammarRow]:
-        """Fills the plan's mask, where it has rows with a grammar, while its forward runs.
+        """Fills the plan's mask, where rows of it are bound, while its forward runs.
 
         The mask of a row needs the row's token of the step before.
         """
         grammars = self.grammars
         rows = [] if grammars is None else grammars.rows_of(plan, self.scheduler.slots.requests)
-        if grammars is not None and rows:
+        if grammars is not None and grammars.binds(rows, len(self._in_flight)):
             while self._in_flight:
                 self._commit()
             for request, error in grammars.fill(plan, rows):

@@ -3,6 +3,7 @@
 """From what a caller wrote to what the engine takes: token ids and checked sampling parameters."""
 
 import asyncio
+from itertools import chain
 from typing import Any, NamedTuple, TypedDict, cast
 
 import msgspec
@@ -254,6 +255,9 @@ class InputProcessor:
             changes["bad_words_token_ids"] = self._bad_words(params.bad_words)
         if params.stop:
             self._tokenizer("stop")
+        if params.reasoning_budget is not None and params.allowed_token_ids is not None:
+            endings = chain.from_iterable(params.reasoning_budget.endings)
+            changes["allowed_token_ids"] = [*params.allowed_token_ids, *endings]
         if params.structured_outputs is not None:
             changes["grammar"] = self.make_grammar(params.structured_outputs)
             changes["structured_outputs"] = None

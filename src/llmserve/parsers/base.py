@@ -25,6 +25,9 @@ class ReasoningParser(ABC):
 
     markers: ClassVar[tuple[str, ...]] = ()  # texts that may be special tokens of the model
     efforts: ClassVar[tuple[str, ...] | None] = None  # the levels of effort, where they are fixed
+    opens: ClassVar[tuple[str, ...]] = ()  # texts that begin reasoning
+    closes: ClassVar[tuple[str, ...]] = ()  # texts that end it
+    reopens: ClassVar[bool] = False  # an opener begins reasoning wherever it stands
 
     def __init__(self, prompt: str, continued: bool) -> None:
         self.inside = self.begins_inside(prompt, continued)
@@ -34,6 +37,12 @@ class ReasoningParser(ABC):
         """What opens and closes the reasoning that an output may begin with, for a grammar; no
         opener where it begins inside."""
         return None
+
+    @classmethod
+    def endings(cls, calls: bool) -> tuple[str, ...]:
+        """What ends reasoning that has gone on for too long: the first time, the second time, and
+        so on. Behind it an answer comes or, with `calls`, perhaps a call."""
+        return cls.closes[:1]
 
     @abstractmethod
     def begins_inside(self, prompt: str, continued: bool) -> bool:

@@ -15,8 +15,6 @@ class TagReasoning(ReasoningParser):
     the model begins inside even after a prompt without an opener, unless that closes it.
     """
 
-    opens: ClassVar[tuple[str, ...]]
-    closes: ClassVar[tuple[str, ...]]
     unopened: ClassVar[bool] = False
 
     def begins_inside(self, prompt: str, continued: bool) -> bool:

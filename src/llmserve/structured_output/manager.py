@@ -15,21 +15,23 @@ from llmserve.core.structured_outputs import GRAMMAR_ERROR
 from llmserve.errors import EngineError, GrammarError, LLMServeError
 from llmserve.structured_output.base import CompiledGrammar, Matcher
 from llmserve.structured_output.compiler import GrammarCompiler, Key
+from llmserve.structured_output.thought import Thought
 from llmserve.utils.guard import guarded
 
 
 @dataclass(slots=True)
 class _Walk:
-    """A request on its way through its grammar."""
+    """A request on its way through its grammar, its reasoning, or both."""
 
-    matcher: Matcher
+    matcher: Matcher | None
     params: SamplingParams
+    thought: Thought | None
     num_output: int = 0
 
 
 @dataclass(slots=True)
 class GrammarRow:
-    """Row `row` of a plan draws for `request`, which has a grammar."""
+    """Row `row` of a plan draws for `request`, which has a grammar or a budget."""
 
     row: int
     request: Request
@@ -56,12 +58,14 @@ class GrammarManager:
 
     def enter(self, key: int, params: SamplingParams) -> bool:
         """Whether the request can run at once; else `take_ready` will name it."""
-        assert params.grammar is not None
+        if params.grammar is None:
+            self._walks[key] = _walk(None, params)
+            return True
         grammar = self.compiler.get(params.grammar)
         if grammar is None:
             self._waiting.setdefault(params.grammar.key, []).append((key, params))
             return False
-        self._walks[key] = _Walk(grammar.start(), params)
+        self._walks[key] = _walk(grammar.start(), params)
         return True
 
     def take_ready(self) -> list[tuple[int, LLMServeError | None]]:
@@ -70,7 +74,7 @@ class GrammarManager:
         for name, result in self.compiler.take_done():
             for key, params in self._waiting.pop(name, ()):
                 if isinstance(result, CompiledGrammar):
-                    self._walks[key] = _Walk(result.start(), params)
+                    self._walks[key] = _walk(result.start(), params)
                     ready.append((key, None))
                 else:
                     ready.append((key, _coded(result)))
@@ -88,12 +92,12 @@ class GrammarManager:
     # -- a step
 
     def rows_of(self, plan: SchedulerOutput, requests: list[Request | None]) -> list[GrammarRow]:
-        """The plan's rows that draw under a grammar; `requests` by slot, as they are planned."""
+        """The plan's rows that may draw under a mask; `requests` by slot, as they are planned."""
         has = self._has_grammar
         for slot in plan.released:
             has[slot] = False
         for new in plan.new_requests:
-            has[new.slot] = new.params.grammar is not None
+            has[new.slot] = new.params.masked
         rows = np.flatnonzero(plan.sample & has[plan.slots])
         assert not plan.num_drafts[rows].any(), "drafts are not checked against a grammar"
         found = []
@@ -102,6 +106,19 @@ class GrammarManager:
             assert request is not None
             found.append(GrammarRow(row, request))
         return found
+
+    def binds(self, rows: list[GrammarRow], num_in_flight: int) -> bool:
+        """Whether any row needs a mask. Of each, `num_in_flight` tokens may be drawn that were not
+        given to `advance`."""
+        walks = (self._walks.get(row.request.key) for row in rows)
+        return any(
+            walk is not None
+            and (
+                walk.matcher is not None
+                or (walk.thought is not None and walk.thought.may_be_spent(num_in_flight))
+            )
+            for walk in walks
+        )
 
     def fill(
         self, plan: SchedulerOutput, rows: list[GrammarRow]
@@ -125,6 +142,12 @@ class GrammarManager:
         return failed
 
     def _fill(self, walk: _Walk, words: np.ndarray) -> LLMServeError | None:
+        forced = None if walk.thought is None else walk.thought.forced
+        if forced is not None:
+            words[:] = self._words_of([forced])
+            return None
+        if walk.matcher is None:
+            return None
         if walk.matcher.ended():
             words[:] = self._only_end  # of a request that ignores it
             return None
@@ -156,6 +179,10 @@ class GrammarManager:
 
     def _accept(self, walk: _Walk, token: int) -> LLMServeError | None:
         walk.num_output += 1
+        if walk.thought is not None:
+            walk.thought.feed(token)
+        if walk.matcher is None:
+            return None
         fits = token in self._eos if walk.matcher.ended() else walk.matcher.accept(token)
         return None if fits else EngineError(f"token {token} was drawn against the grammar")
 
@@ -164,6 +191,11 @@ class GrammarManager:
         for token in tokens:
             words[token // 32] |= np.uint32(1 << token % 32)
         return words.view(np.int32)
+
+
+def _walk(matcher: Matcher | None, params: SamplingParams) -> _Walk:
+    budget = params.reasoning_budget
+    return _Walk(matcher, params, None if budget is None else Thought(budget))
 
 
 def _broken(error: Exception) -> LLMServeError:

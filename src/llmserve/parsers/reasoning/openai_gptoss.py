@@ -3,7 +3,7 @@
 """gpt-oss: reasoning is the messages on the channel `analysis`."""
 
 from llmserve.parsers.base import ReasoningParser
-from llmserve.parsers.harmony import MARKERS, read_harmony
+from llmserve.parsers.harmony import CHANNEL, MARKERS, MESSAGE, START, read_harmony
 from llmserve.parsers.reader import Reader, Step
 
 
@@ -12,6 +12,15 @@ class HarmonyReasoning(ReasoningParser):
 
     markers = MARKERS
     efforts = ("low", "medium", "high")
+    opens = (f"{CHANNEL}analysis{MESSAGE}",)
+    closes = ("<|end|>", CHANNEL, START, "<|call|>", "<|return|>")
+    reopens = True
+
+    @classmethod
+    def endings(cls, calls: bool) -> tuple[str, ...]:
+        """See ReasoningParser."""
+        final = f"<|end|>{START}assistant{CHANNEL}final{MESSAGE}"
+        return (f"<|end|>{START}assistant", final) if calls else (final,)
 
     def begins_inside(self, prompt: str, continued: bool) -> bool:
         """Channels say it themselves."""

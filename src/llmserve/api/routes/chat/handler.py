@@ -13,7 +13,7 @@ from llmserve.api.generation import Choice, Generation, submit
 from llmserve.api.logprobs import TokenNames
 from llmserve.api.openapi import CHAT, MESSAGES, described
 from llmserve.api.output_grammar import grammar_for
-from llmserve.api.reasoning import effort_kwargs
+from llmserve.api.reasoning import Thinking, budget_for, thinking_kwargs
 from llmserve.api.routes.chat.parts import View, read_whole
 from llmserve.api.routes.chat.schema import ChatBody
 from llmserve.api.routes.chat.stream import ChatWriter
@@ -22,7 +22,6 @@ from llmserve.api.state import AppState, state_of
 from llmserve.api.structured import add_ignored
 from llmserve.api.tools import ToolUse, read_tools
 from llmserve.core.sampling_params import SamplingParams
-from llmserve.core.structured_outputs import GrammarSpec
 from llmserve.errors import RequestError
 from llmserve.frontend.async_llm import AsyncLLM
 from llmserve.frontend.parsed_text import Parsing
@@ -63,7 +62,8 @@ async def _create(
     )
     tools = read_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
     id_length = state.parsers.tool.id_length if state.parsers.tool else None
-    kwargs, unread = _template_kwargs(state, body, tools)
+    thinking = body.wanted_thinking
+    kwargs, unread = _template_kwargs(state, body, tools, thinking)
     prompt_text, prompt_ids = await llm.input_processor.render_chat(
         messages if id_length is None else with_short_ids(messages, id_length),
         add_generation_prompt=body.add_generation_prompt,
@@ -76,7 +76,17 @@ async def _create(
     continued = last["content"] if body.continue_final_message else None
     parsing = _parsing(state, tools, prompt_text, continued)
     grammar = await grammar_for(llm, body, tools, state.parsers, prompt_text, continued)
-    params, clamped = _params(llm, body, len(prompt_ids), _masks(state, tools), grammar)
+    budget = await budget_for(
+        llm,
+        thinking.budget,
+        thinking.param,
+        state.parsers,
+        prompt_text if continued is None else continued,
+        continued is not None,
+        tools.active,
+    )
+    extra = {"grammar": grammar, "reasoning_budget": budget}
+    params, clamped = _params(llm, body, len(prompt_ids), _masks(state, tools), extra)
     if state.server.enable_log_requests:
         logger.info("request %s: %d prompt tokens", answer.request_id, len(prompt_ids))
     stream = await submit(
@@ -98,7 +108,7 @@ async def _create(
     names = TokenNames(llm.tokenizer, body.return_tokens_as_token_ids)
     view = View.of(
         state.server.reasoning_field,
-        body.include_reasoning,
+        thinking.shown,
         parsing is not None,
         tools.named is not None,
     )
@@ -118,7 +128,7 @@ async def _create(
 
 
 def _template_kwargs(
-    state: AppState, body: ChatBody, tools: ToolUse
+    state: AppState, body: ChatBody, tools: ToolUse, thinking: Thinking
 ) -> tuple[dict[str, Any], list[str]]:
     """Variables for the template, and the fields that it has no use for."""
     given = check_template_kwargs(body.chat_template_kwargs)
@@ -126,13 +136,13 @@ def _template_kwargs(
     variables = template.variables if template else frozenset[str]()
     parser = state.parsers.reasoning
     efforts = parser.efforts if parser else None
-    effort = effort_kwargs(body.reasoning_effort, given, variables, efforts)
+    wanted = thinking_kwargs(thinking, given, variables, efforts)
     unread = []
-    if body.reasoning_effort is not None and not effort:
+    if body.reasoning_effort is not None and not wanted:
         unread.append("reasoning_effort")
     if tools.tools and "tools" not in variables:
         unread.append("tools")
-    return effort | given, unread
+    return wanted | given, unread
 
 
 def _masks(state: AppState, tools: ToolUse) -> dict[int, float]:
@@ -167,13 +177,13 @@ def _params(
     body: ChatBody,
     prompt_len: int,
     masks: dict[int, float],
-    grammar: GrammarSpec | None,
+    extra: dict[str, Any],
 ) -> tuple[SamplingParams, int | None]:
     fields = body.sampling_fields()
     fields |= {"logprobs": body.num_logprobs, "max_tokens": body.limit.value}
     if masks:
         fields["logit_bias"] = masks | fields.get("logit_bias", {})
-    fields["grammar"] = grammar
+    fields |= extra
     try:
         return llm.input_processor.make_params(fields, prompt_len=prompt_len, param="messages")
     except RequestError as error:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from llmserve.api.errors import invalid_value
 from llmserve.api.fields import INT64_MAX, MAX_TOP_LOGPROBS, GenerationBody, TokenLimit
+from llmserve.api.reasoning import Thinking, read_thinking
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
@@ -29,7 +30,20 @@ class ChatBody(GenerationBody):
     parallel_tool_calls: bool = True
     include_reasoning: bool = True
     reasoning_effort: Effort | None = None
+    reasoning: Any = None
+    thinking: Any = None
     return_prompt_text: bool = False
+
+    @property
+    def wanted_thinking(self) -> Thinking:
+        """What the fields about reasoning say together; RequestError."""
+        return read_thinking(
+            self.reasoning_effort,
+            self.thinking_token_budget,
+            self.include_reasoning,
+            self.reasoning,
+            self.thinking,
+        )
 
     @property
     def limit(self) -> TokenLimit:

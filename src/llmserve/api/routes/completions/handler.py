@@ -12,6 +12,7 @@ from llmserve.api.fields import read_json
 from llmserve.api.generation import Choice, Generation, Stream, submit
 from llmserve.api.logprobs import LegacyLogprobs, TokenNames, join_legacy
 from llmserve.api.openapi import COMPLETION, PROMPT, described
+from llmserve.api.reasoning import budget_for
 from llmserve.api.routes.completions.schema import CompletionBody, Prompt
 from llmserve.api.routes.completions.stream import CompletionWriter
 from llmserve.api.sse import EventStream
@@ -60,8 +61,19 @@ async def _create(
             param="prompt",
             truncation=truncation,
         )
+        budget = await budget_for(
+            llm,
+            body.thinking_token_budget,
+            "thinking_token_budget",
+            state.parsers,
+            _text(llm, prompt, ids),
+            False,
+            False,
+        )
         params, clamped = llm.input_processor.make_params(
-            _fields(body) | {"grammar": grammar}, prompt_len=len(ids), param="prompt"
+            _fields(body) | {"grammar": grammar, "reasoning_budget": budget},
+            prompt_len=len(ids),
+            param="prompt",
         )
         encoded.append((ids, params))
         if clamped is not None and body.max_tokens is not None:
@@ -139,6 +151,13 @@ async def _submit(
             streams.append(stream)
         on_failure.pop_all()
     return Generation(streams, body.num_drawn)
+
+
+def _text(llm: AsyncLLM, prompt: Prompt, ids: list[int]) -> str:
+    """What the model sees, special tokens included."""
+    if isinstance(prompt, str) or llm.tokenizer is None:
+        return prompt if isinstance(prompt, str) else ""
+    return llm.tokenizer.decode(ids[-64:], skip_special_tokens=False)
 
 
 def _echo(llm: AsyncLLM, body: CompletionBody, prompt: Prompt) -> str:

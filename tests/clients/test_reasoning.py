@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""Reasoning through the openai SDK: fields, streams, usage, budgets."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from tests.helpers.server import Server
+
+# The model's template knows nothing of reasoning: an answer that has begun to think goes on with it
+THINKING: dict[str, Any] = {"add_generation_prompt": False, "continue_final_message": True}
+
+
+@pytest.fixture
+def client(thinker: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{thinker.url}/v1", api_key="-", max_retries=0) as client:
+        yield client
+    thinker.check_idle()
+
+
+def _ask(**fields: Any) -> dict[str, Any]:
+    extra = THINKING | fields.pop("extra_body", {})
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "<think>"}]
+    return (
+        {"model": "tiny", "messages": messages, "max_tokens": 40, "seed": 5}
+        | fields
+        | {"extra_body": extra}
+    )
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        {"thinking_token_budget": 6},
+        {"reasoning": {"max_tokens": 6}},
+        {"thinking": {"type": "enabled", "budget_tokens": 6}},
+    ],
+)
+def test_a_budget_whole_and_streamed(client: openai.OpenAI, budget: dict[str, Any]) -> None:
+    fields = _ask(n=3, extra_body=budget)
+    whole = client.chat.completions.create(**fields)
+    assert whole.usage and whole.usage.completion_tokens_details
+    counted = whole.usage.completion_tokens_details.reasoning_tokens or 0
+    assert 18 <= counted <= 3 * (6 + 8)
+    stream = client.chat.completions.create(
+        **fields, stream=True, stream_options={"include_usage": True}
+    )
+    reasoning, content, usage = [""] * 3, [""] * 3, None
+    for chunk in stream:
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            reasoning[choice.index] += getattr(choice.delta, "reasoning_content", None) or ""
+            content[choice.index] += choice.delta.content or ""
+    for choice in whole.choices:
+        assert choice.message.content, "the answer begins"
+        assert choice.message.content == content[choice.index]
+        assert choice.message.reasoning == reasoning[choice.index]  # type: ignore[attr-defined]
+        assert choice.finish_reason == "length"
+    assert usage and usage.completion_tokens_details == whole.usage.completion_tokens_details
+
+
+def test_hidden_reasoning_is_counted(client: openai.OpenAI) -> None:
+    fields = _ask(extra_body={"thinking_token_budget": 6, "include_reasoning": False})
+    shown = client.chat.completions.create(**_ask(extra_body={"thinking_token_budget": 6}))
+    hidden = client.chat.completions.create(**fields)
+    assert hidden.choices[0].message.content == shown.choices[0].message.content
+    assert hidden.choices[0].message.reasoning is None  # type: ignore[attr-defined]
+    assert hidden.usage and shown.usage
+    assert hidden.usage.completion_tokens_details == shown.usage.completion_tokens_details
+
+
+def test_completions_have_budgets(client: openai.OpenAI) -> None:
+    made = client.completions.create(
+        model="tiny", prompt="hi <think>", max_tokens=40, extra_body={"thinking_token_budget": 4}
+    )
+    assert "</think>" in made.choices[0].text
