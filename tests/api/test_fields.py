@@ -113,6 +113,29 @@ SHARED: list[tuple[str, Any, str | None, str | None]] = [
     ("thinking_token_budget", 1.5, TYPE, None),
     ("thinking_token_budget", -2, LOW, None),
     ("thinking_token_budget", 5, "unsupported_parameter", None),  # no format of reasoning
+    ("repetition_detection", 5, TYPE, None),
+    (
+        "repetition_detection",
+        {"max_pattern_size": "x"},
+        TYPE,
+        "repetition_detection.max_pattern_size",
+    ),
+    (
+        "repetition_detection",
+        {"max_pattern_size": -1},
+        LOW,
+        "repetition_detection.max_pattern_size",
+    ),
+    (
+        "repetition_detection",
+        {"max_pattern_size": 2, "min_count": 1},
+        LOW,
+        "repetition_detection.min_count",
+    ),
+    ("logprob_token_ids", 5, TYPE, None),
+    ("logprob_token_ids", [1, -1], LOW, "logprob_token_ids[1]"),
+    ("logprob_token_ids", [1] * 129, LONG, None),
+    ("logprob_token_ids", [1], VALUE, None),  # needs logprobs
     ("priority", "x", TYPE, None),
     ("priority", 2**31, HIGH, None),
     ("priority", -(2**31) - 1, LOW, None),
@@ -152,6 +175,10 @@ CHAT: list[tuple[str, Any, str | None, str | None]] = [
     ("reasoning", {"max_tokens": 5}, "unsupported_parameter", "reasoning.max_tokens"),
     ("thinking", 5, TYPE, None),
     ("thinking", {"budget_tokens": -1}, LOW, "thinking.budget_tokens"),
+    ("documents", {}, TYPE, None),
+    ("documents", ["x"], TYPE, "documents[0]"),
+    ("chat_template", 5, TYPE, None),
+    ("chat_template", "{{ messages }}", "unsupported_parameter", None),  # nobody trusts it
     ("chat_template_kwargs", [], TYPE, None),
     ("chat_template_kwargs", {"x": [1]}, TYPE, "chat_template_kwargs.x"),
     (

@@ -25,6 +25,11 @@ def test_chat() -> None:
     assert second["top_logprobs"][1]["logprob"] == -9999.0
 
 
+def test_a_token_that_is_named_and_likely_stands_once() -> None:
+    [entry] = NAMES.chat([([A, B, C, B, A], [-1.0, -0.5, -2.0, -0.5, -1.0], 2)])["content"]
+    assert [other["token"] for other in entry["top_logprobs"]] == ["b", "c", "a"]
+
+
 def test_bytes_of_half_a_character_and_of_special_tokens() -> None:
     half = TOKENIZER.encode("é", add_special_tokens=False)[0]
     assert (NAMES.name(half), NAMES.bytes(half)) == ("\ufffd", [0xC3])

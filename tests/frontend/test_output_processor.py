@@ -9,7 +9,7 @@ import pytest
 
 from llmserve.core.messages import EngineOutputs, LogprobColumns, RequestExtra, SchedulerStats
 from llmserve.core.outputs import Delta
-from llmserve.core.sampling_params import SamplingParams
+from llmserve.core.sampling_params import RepetitionDetection, SamplingParams
 from llmserve.errors import (
     EngineDeadError,
     EngineError,
@@ -193,6 +193,24 @@ def test_stop_string_drops_the_rest_and_tells_the_engine() -> None:
     assert request.take() == []
     assert [c[0] for c in bench.observer.calls] == ["arrival", "first", "finish"]
     assert bench.observer.calls[1][2] == len(delta.token_ids)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_repetition_drops_the_rest_and_tells_the_engine(ended: bool) -> None:
+    bench = Bench()
+    detection = RepetitionDetection(max_pattern_size=2, min_count=3)
+    request = bench.submit(repetition_detection=detection, logprobs=0)
+    [wire] = bench.ids(request)
+    tokens = [70, 71, 72, 71, 72, 71, 72, 73, 74]
+    scores = LogprobColumns.pack(np.array(tokens)[:, None], np.zeros((9, 1)), np.ones(9))
+    extra = RequestExtra(finish_reason="stop" if ended else None, logprobs=scores)
+    bench.feed(step([(wire, token) for token in tokens], {wire: extra}))
+    [delta] = request.take()
+    assert delta.token_ids == tokens[:7] and len(delta.logprobs or ()) == 7
+    assert delta.text == TOKENIZER.decode(tokens[:7])
+    assert (delta.finish_reason, delta.stop_reason) == ("repetition", None)
+    assert bench.client.aborted == ([] if ended else [wire])
+    assert request.finished
 
 
 def test_stop_string_in_the_engines_last_step_needs_no_abort() -> None:

@@ -168,7 +168,7 @@ def test_values() -> None:
         ("vllm:cache_config_info", {"block_size": "16", "num_gpu_blocks": "256"}, 1),
     ):
         assert value(text, name, **labels) == expected, name
-    assert len(FINISH_REASONS) == 4
+    assert len(FINISH_REASONS) == 5
 
 
 def test_pages_do_not_share_a_registry() -> None:

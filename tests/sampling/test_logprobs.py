@@ -21,16 +21,18 @@ def test_columns_equal_the_reference(mode: str) -> None:
         {"logprobs": 0, "temperature": 0.0}, {"logprobs": 5, "temperature": 0.7, "top_k": 8},
         {}, {"logprobs": -1, "logit_bias": {3: 4.0}, "top_p": 0.8}, {"logprobs": 5},
         {"logprobs": 2, "temperature": 0.0, "frequency_penalty": 1.5},
+        {"logprobs": 5, "logprob_token_ids": [7, 7, 49]}, {"logprobs": 0, "logprob_token_ids": [3]},
+        {"logprobs": 5, "logprob_token_ids": [1, 2, 0]},
     ]  # fmt: skip
     requests = [new_request(i + 1, [1, 2], [4, 4], **p) for i, p in enumerate(choices)]
     for request in requests:
         sampler.add(request)
-    raw = rng.normal(size=(6, 50)).astype(np.float32) * 2
+    raw = rng.normal(size=(9, 50)).astype(np.float32) * 2
     drawn = sampler.sample(
-        torch.from_numpy(raw.copy()), np.arange(1, 7, dtype=np.int32), np.full(6, 2, np.int32)
+        torch.from_numpy(raw.copy()), np.arange(1, 10, dtype=np.int32), np.full(9, 2, np.int32)
     )
     columns = drawn.logprob_columns()
-    assert sorted(columns) == [0, 1, 3, 4, 5]
+    assert sorted(columns) == [0, 1, 3, 4, 5, 6, 7, 8]
     for row, packed in columns.items():
         p, token = requests[row].params, int(drawn.token_ids[row])
         x = raw[row].astype(np.float64)
@@ -41,12 +43,14 @@ def test_columns_equal_the_reference(mode: str) -> None:
         expected = _log_softmax(x)
         ids, values, ranks = packed.unpack()
         k = 50 if p.logprobs == -1 else p.logprobs
-        assert ids.shape == values.shape == (1, 1 + k)
+        given = p.logprob_token_ids
+        assert ids.shape == values.shape == (1, 1 + k + len(given))
+        assert ids[0, 1 + k :].tolist() == given
         assert ids[0, 0] == token
         assert ranks[0] == 1 + (expected > expected[token]).sum()
         np.testing.assert_allclose(values[0], expected[ids[0]], atol=2e-5)
-        np.testing.assert_allclose(values[0, 1:], np.sort(expected)[::-1][:k], atol=2e-5)
-        assert len(set(ids[0, 1:].tolist())) == k
+        np.testing.assert_allclose(values[0, 1 : 1 + k], np.sort(expected)[::-1][:k], atol=2e-5)
+        assert len(set(ids[0, 1 : 1 + k].tolist())) == k
 
 
 @pytest.mark.parametrize("k", [0, 3, -1])

@@ -23,7 +23,13 @@ from llmserve.api.errors import (
     invalid_value,
     unsupported,
 )
-from llmserve.core.sampling_params import MAX_BAD_WORDS, MAX_N, MAX_STOP_STRINGS
+from llmserve.core.sampling_params import (
+    MAX_BAD_WORDS,
+    MAX_LOGPROB_IDS,
+    MAX_N,
+    MAX_STOP_STRINGS,
+    RepetitionDetection,
+)
 from llmserve.errors import RequestError
 from llmserve.frontend.beam_search import WITHOUT_EFFECT, BeamOptions
 from llmserve.frontend.input_processor import Truncation
@@ -52,8 +58,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
     "media_io_kwargs": ({},),
     "mm_processor_kwargs": ({},),
-    "documents": ([],),
-    "chat_template": (),
     "prompt_embeds": ([],),
     "suffix": ("",),
     "kv_transfer_params": ({},),
@@ -61,8 +65,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "vllm_xargs": ({},),
     "logits_processors": ([],),
     "custom_logit_processor": (),
-    "repetition_detection": ({},),
-    "logprob_token_ids": ([],),
     "watermarking": (False,),
     "lora_path": (),
     "session_params": (),
@@ -173,6 +175,16 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool | None = None
 
 
+class Repetition(BaseModel):
+    """SamplingParams' repetition_detection, which checks its ranges."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    max_pattern_size: int = 0
+    min_pattern_size: int = 0
+    min_count: int = 2
+
+
 TokenIds = list[Annotated[int, Field(ge=0, le=2**31 - 1)]]
 
 
@@ -253,6 +265,7 @@ class GenerationBody(RequestBody):
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     min_tokens: int = Field(0, ge=0, le=INT64_MAX)
+    logprob_token_ids: TokenIds | None = Field(None, max_length=MAX_LOGPROB_IDS)
     prompt_logprobs: int | None = Field(None, ge=-1, le=MAX_TOP_LOGPROBS)
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
@@ -267,6 +280,7 @@ class GenerationBody(RequestBody):
     echo: bool = False
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
+    repetition_detection: Repetition | None = None
     thinking_token_budget: int | None = Field(None, ge=-1, le=2**31 - 1)
     priority: int = Field(0, ge=-(2**31), le=2**31 - 1)
     cache_salt: Annotated[str, BeforeValidator(_cache_salt)] | None = Field(
@@ -295,6 +309,13 @@ class GenerationBody(RequestBody):
             raise invalid_value("prompt_logprobs", "it is not available with stream=true")
         if self.use_beam_search and self.stream:
             raise invalid_value("stream", "it is not available with use_beam_search=true")
+        if self.logprob_token_ids:
+            if self.use_beam_search:
+                raise invalid_value(
+                    "logprob_token_ids", "it is not available with use_beam_search=true"
+                )
+            if not self.wants_logprobs:
+                raise invalid_value("logprob_token_ids", "it needs logprobs")
         if self.n > 1 and self.temperature == 0 and not self.use_beam_search:
             raise invalid_value("n", "it must be 1 with temperature=0, which makes equal answers")
 
@@ -337,10 +358,28 @@ class GenerationBody(RequestBody):
             return None
         return BeamOptions(self.length_penalty, self.early_stopping)
 
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether generated tokens get log-probabilities."""
+        raise NotImplementedError
+
     def sampling_fields(self) -> dict[str, Any]:
         """SamplingParams' fields as far as the client gave them, without the token limits."""
         names = self.model_fields_set & _SAMPLING_FIELDS
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        fields = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if self.repetition_detection is not None:
+            fields["repetition_detection"] = _detection(self.repetition_detection)
+        return fields
+
+
+def _detection(asked: Repetition) -> RepetitionDetection | None:
+    if not asked.max_pattern_size:
+        return None
+    return RepetitionDetection(
+        max_pattern_size=asked.max_pattern_size,
+        min_pattern_size=asked.min_pattern_size or 1,
+        min_count=asked.min_count,
+    )
 
 
 _BEAM_FIELDS = frozenset({"length_penalty", "early_stopping"})
@@ -349,7 +388,8 @@ _SAMPLING_FIELDS = frozenset(
         "n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty",
         "repetition_penalty", "logit_bias", "allowed_token_ids", "bad_words", "seed", "stop",
         "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "min_tokens",
-        "prompt_logprobs", "skip_special_tokens", "spaces_between_special_tokens",
+        "logprob_token_ids", "prompt_logprobs", "skip_special_tokens",
+        "spaces_between_special_tokens",
     }
 )  # fmt: skip
 

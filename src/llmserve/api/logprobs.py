@@ -42,7 +42,10 @@ class TokenNames:
                 }
                 for token, value in zip(ids, values, strict=True)
             ]
-            content.append(pairs[0] | {"top_logprobs": pairs[1:]})
+            others: dict[int, dict[str, Any]] = {}  # one of `logprob_token_ids` may be there twice
+            for token, pair in zip(ids[1:], pairs[1:], strict=True):
+                others.setdefault(token, pair)
+            content.append(pairs[0] | {"top_logprobs": [*others.values()]})
         return {"content": content}
 
     def prompt(self, entries: Sequence[PromptEntry]) -> list[Any]:

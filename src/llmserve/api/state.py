@@ -18,9 +18,11 @@ from llmserve.errors import (
     LLMServeError,
     NotFoundError,
     OverloadedError,
+    RequestError,
 )
 from llmserve.frontend.async_llm import AsyncLLM
 from llmserve.frontend.caller import CALLER
+from llmserve.frontend.chat_template import ChatTemplate
 from llmserve.frontend.parsed_text import shown_tokens
 from llmserve.metrics.board import ENDED, PLACES, READY, REQUESTS, RUNNING, UNFINISHED, Board
 from llmserve.metrics.edge import DrainRate
@@ -143,6 +145,19 @@ class AppState:
             message = "The engine does not get on."
             raise OverloadedError(message, code="engine_hung", retry_after=_RESTART_S)
         return llm
+
+    def template_of(self, source: str | None) -> ChatTemplate | None:
+        """A request's own chat template, which this server has to trust; None is the model's."""
+        if source is None:
+            return None
+        if not self.server.trust_request_chat_template:
+            raise RequestError(
+                "Unsupported parameter: 'chat_template' needs a server that runs with "
+                "--trust-request-chat-template.",
+                param="chat_template",
+                code="unsupported_parameter",
+            )
+        return self.engine().input_processor.foreign_template(source)
 
     def resolve_model(self, name: str | None) -> str:
         """The name to answer with; NotFoundError lists what there is."""

@@ -40,6 +40,9 @@ class ServerConfig:
     root_path: str = flag("", "Path prefix that a proxy strips.")
     chat_template: str | None = flag(None, "Jinja file or text used instead of the model's.")
     default_chat_template_kwargs: dict[str, Any] = flag({}, "JSON given to every chat template.")
+    trust_request_chat_template: bool = flag(
+        False, "Clients may send a chat template of their own; it runs in this process."
+    )
     tool_call_parser: str | None = flag(
         None, "Format of tool calls; none is none. Default: by chat template and model."
     )

@@ -14,7 +14,7 @@ import numpy as np
 from llmserve.core.kv_spec import AnyKVSpec
 from llmserve.core.sampling_params import SamplingParams
 
-FinishReason = Literal["stop", "length", "abort", "error"]
+FinishReason = Literal["stop", "length", "abort", "error", "repetition"]
 WireId = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
 Index = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
 Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=1e12)]  # which NaN is not

@@ -8,10 +8,10 @@ import msgspec
 
 
 class Logprob(msgspec.Struct, gc=False):
-    """One token's log-probability; `rank` 1 is the likeliest."""
+    """One token's log-probability; `rank` 1 is the likeliest, None is not known."""
 
     logprob: float
-    rank: int
+    rank: int | None
     decoded_token: str | None = None
 
 

@@ -16,6 +16,24 @@ MAX_N = 128
 MAX_BAD_WORDS = 128
 MAX_BAD_WORD_TOKENS = 1024
 MAX_STOP_STRINGS = 16
+MAX_LOGPROB_IDS = 128
+MAX_PATTERN = 1024
+
+
+class RepetitionDetection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An output ends where its last tokens are one pattern of `min_pattern_size` to
+    `max_pattern_size` tokens, `min_count` times in a row. A largest size of 0 looks for none."""
+
+    max_pattern_size: int = 0
+    min_pattern_size: int = 1
+    min_count: int = 2
+
+    def __post_init__(self) -> None:
+        _within("repetition_detection.max_pattern_size", self.max_pattern_size, 0, MAX_PATTERN)
+        if self.max_pattern_size:
+            high = self.max_pattern_size
+            _within("repetition_detection.min_pattern_size", self.min_pattern_size, 1, high)
+            _within("repetition_detection.min_count", self.min_count, 2, MAX_PATTERN)
 
 
 class ReasoningBudget(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -66,6 +84,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     max_tokens: int | None = 16
     min_tokens: int = 0
     logprobs: int | None = None
+    logprob_token_ids: list[int] = []  # get log-probabilities beside those of `logprobs`
     prompt_logprobs: int | None = None
     detokenize: bool = True
     skip_special_tokens: bool = True
@@ -73,6 +92,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     structured_outputs: StructuredOutputsParams | None = None
     grammar: GrammarSpec | None = None  # what the frontend makes of `structured_outputs`
     reasoning_budget: ReasoningBudget | None = None
+    repetition_detection: RepetitionDetection | None = None
     extra_args: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
@@ -104,6 +124,11 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
             )
         if self.logprobs is not None:
             _within("logprobs", self.logprobs, -1, _INT64_MAX)
+        if len(self.logprob_token_ids) > MAX_LOGPROB_IDS:
+            given = len(self.logprob_token_ids)
+            raise _range_error("logprob_token_ids", given, f"at most {MAX_LOGPROB_IDS} ids")
+        if self.logprob_token_ids and self.logprobs is None:
+            raise RequestError("logprob_token_ids: needs logprobs", param="logprob_token_ids")
         if self.prompt_logprobs is not None:
             _within("prompt_logprobs", self.prompt_logprobs, -1, _INT64_MAX)
         if len(self.stop) > MAX_STOP_STRINGS:
@@ -132,6 +157,8 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
             _check_ids("stop_token_ids", self.stop_token_ids, logits_width)
         for word in self.bad_words_token_ids:
             _check_ids("bad_words", word, logits_width)
+        if self.logprob_token_ids:
+            _check_ids("logprob_token_ids", self.logprob_token_ids, logits_width)
         if self.logprobs is not None:
             _check_count("logprobs", self.logprobs, logits_width)
         if self.prompt_logprobs is not None:

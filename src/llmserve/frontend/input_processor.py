@@ -3,6 +3,7 @@
 """From what a caller wrote to what the engine takes: token ids and checked sampling parameters."""
 
 import asyncio
+from functools import lru_cache
 from itertools import chain
 from typing import Any, NamedTuple, TypedDict, cast
 
@@ -12,7 +13,7 @@ from llmserve.config.model import ModelConfig
 from llmserve.core.messages import ModelInfo
 from llmserve.core.sampling_params import SamplingParams
 from llmserve.core.structured_outputs import GrammarSpec, StructuredOutputsParams
-from llmserve.errors import ContextLengthError, RequestError
+from llmserve.errors import ConfigError, ContextLengthError, RequestError
 from llmserve.frontend.chat_template import RESERVED, ChatTemplate, read_template
 from llmserve.frontend.tokenizer import Tokenizer, load_tokenizer
 from llmserve.structured_output.prepare import prepare
@@ -153,6 +154,14 @@ class InputProcessor:
         encoded = self._tokenizer("prompt").encode_batch(texts, add_special_tokens)
         return list(zip(texts, encoded, strict=True))
 
+    def foreign_template(self, source: str) -> ChatTemplate:
+        """A caller's own template, compiled; RequestError if it is none."""
+        special = self._tokenizer("chat_template").special_tokens
+        try:
+            return _compiled(source, tuple(special.items()))
+        except ConfigError as error:
+            raise RequestError(f"chat_template: {error}", param="chat_template") from None
+
     async def render_chat(
         self,
         messages: list[dict[str, Any]],
@@ -162,13 +171,15 @@ class InputProcessor:
         add_special_tokens: bool,
         template_kwargs: dict[str, Any],
         truncation: Truncation | None = None,
+        template: ChatTemplate | None = None,
     ) -> tuple[str, list[int]]:
-        """The prompt that the chat template makes, as text and ids."""
+        """The prompt that the chat template, or `template`, makes, as text and ids."""
         text = self.render(
             messages,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             template_kwargs=template_kwargs,
+            template=template,
         )
         ids = await self.encode_prompt(
             text,
@@ -333,6 +344,11 @@ class InputProcessor:
                 param=param,
             )
         return self.tokenizer
+
+
+@lru_cache(maxsize=16)
+def _compiled(source: str, special: tuple[tuple[str, str], ...]) -> ChatTemplate:
+    return ChatTemplate(source, dict(special))
 
 
 def split_prompt(prompt: Prompt) -> tuple[str | None, list[int]]:

@@ -35,6 +35,7 @@ from llmserve.errors import (
 from llmserve.frontend.caller import CALLER
 from llmserve.frontend.detokenizer import OutputText
 from llmserve.frontend.parsed_text import ParsedText, Parsing
+from llmserve.frontend.repetition import RepetitionSearch
 from llmserve.frontend.tokenizer import Tokenizer
 from llmserve.utils.guard import guarded
 from llmserve.utils.logger import get_logger
@@ -116,6 +117,8 @@ class Continuation:
                 else ParsedText(tokenizer, params, ids, parsing)
             )
         self.wants_logprobs = params.logprobs is not None
+        detection = params.repetition_detection
+        self.repetition = RepetitionSearch(detection) if detection else None
         self.timings = RequestTimings(
             arrival=request.arrival,
             num_prompt_tokens=len(request.prompt_token_ids),
@@ -139,6 +142,11 @@ class Continuation:
         """Looks at what is new; True if the engine must be told to stop."""
         ids, logprobs = self.new_ids, self.new_logprobs
         self.new_ids, self.new_logprobs = [], []
+        ended_by_engine = self.ending is not None
+        repeated = None if self.repetition is None else self.repetition.feed(ids)
+        if repeated is not None and (repeated < len(ids) or not ended_by_engine):
+            del ids[repeated:], logprobs[repeated:]
+            self.ending = RequestExtra(finish_reason="repetition")
         stopped = self._add_text(ids)
         if stopped is not None:
             del ids[stopped:], logprobs[stopped:]
@@ -147,14 +155,13 @@ class Continuation:
         self.held_bytes += _ID_BYTES * len(ids)
         self.held_bytes += sum(_LOGPROB_BYTES * len(entry[0]) for entry in logprobs)
         self.timings.num_generation_tokens += len(ids)
-        ended_by_engine = self.ending is not None
         if self.text is not None and self.text.stop_reason is not None:
             self.finish_reason, self.stop_reason = "stop", self.text.stop_reason
             return not ended_by_engine
         if self.ending is not None:
             self.finish_reason = self.ending.finish_reason
             self.stop_reason = self.ending.stop_reason
-        return False
+        return self.ending is not None and not ended_by_engine
 
     def _add_text(self, ids: list[int]) -> int | None:
         """The number of tokens up to a stop string, or None."""
@@ -536,12 +543,16 @@ def child_seed(seed: int, index: int) -> int:
     return (z ^ (z >> 31)) >> 1
 
 
-def logprob_dict(entry: LogprobEntry, tokenizer: Tokenizer | None) -> dict[int, Logprob]:
-    """The token itself first, then the likeliest in order, whose ranks are their places."""
+def logprob_dict(
+    entry: LogprobEntry, tokenizer: Tokenizer | None, num_given: int = 0
+) -> dict[int, Logprob]:
+    """The token itself first, then the likeliest in order, whose ranks are their places, and the
+    `num_given` that the request named."""
     ids, logprobs, rank = entry
+    ranked = len(ids) - num_given
     result = {ids[0]: Logprob(logprobs[0], rank)}
     for place, (token, logprob) in enumerate(zip(ids[1:], logprobs[1:], strict=True), 1):
-        result.setdefault(token, Logprob(logprob, place))
+        result.setdefault(token, Logprob(logprob, place if place < ranked else None))
     if tokenizer is not None:
         for token, value in result.items():
             value.decoded_token = tokenizer.token_str(token)
@@ -555,6 +566,7 @@ class Gathered:
         self._request = request
         self._tokenizer = tokenizer
         wants_logprobs = request.params.logprobs is not None
+        self._num_given = len(request.params.logprob_token_ids)
         self._outputs = [
             CompletionOutput(
                 index=index,
@@ -576,7 +588,7 @@ class Gathered:
             output.stop_reason = delta.stop_reason
             for entry in delta.logprobs or ():
                 assert output.logprobs is not None and output.cumulative_logprob is not None
-                output.logprobs.append(logprob_dict(entry, self._tokenizer))
+                output.logprobs.append(logprob_dict(entry, self._tokenizer, self._num_given))
                 output.cumulative_logprob += entry[1][0]
 
     def output(self) -> RequestOutput:

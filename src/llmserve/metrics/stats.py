@@ -28,7 +28,7 @@ _REQUEST_S = (
 _STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _PREEMPTIONS = (1, 2, 3, 4, 5, 10, 20)
 _N = (1, 2, 5, 10, 20)
-FINISH_REASONS = ("stop", "length", "abort", "error")
+FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")
 # Where a number is in the memory: three sums, how requests ended, the last step seen, histograms.
 _PROMPT, _CACHED, _GENERATED, _FINISHED = range(4)
 _STEP, _STEP_TOKENS_SEEN = 8, 9

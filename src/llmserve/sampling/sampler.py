@@ -22,7 +22,7 @@ from llmserve.sampling.base import LogitsProcessor, Rows, SamplerContext, send, 
 from llmserve.sampling.draw import draw
 from llmserve.sampling.grammar import GrammarMask
 from llmserve.sampling.logit_bias import LogitBias
-from llmserve.sampling.logprobs import HostColumns, Logprobs, columns
+from llmserve.sampling.logprobs import Group, HostColumns, Logprobs, columns
 from llmserve.sampling.min_tokens import MinTokens
 from llmserve.sampling.penalties import Penalties
 from llmserve.sampling.truncation import Limits, Truncation
@@ -69,7 +69,7 @@ class _Batch:
 
     slots: bytes
     processors: list[tuple[LogitsProcessor, Rows]]
-    logprobs: list[tuple[Rows, int]]
+    logprobs: list[Group]
     draw: "_KernelDraw | _TorchDraw"
 
 
@@ -161,7 +161,7 @@ class Sampler:
         bad = logits.amax(1).isfinite().logical_not_() if batch.processors else None
         scored: list[Tensor] = []
         if self._raw_logprobs and batch.processors:
-            scored = [rows.of(logits).clone() for rows, _ in batch.logprobs]
+            scored = [rows.of(logits).clone() for rows, _, _ in batch.logprobs]
 
         for processor, rows in batch.processors:
             rows.output_index_cpu = output_index[rows.index_cpu]
@@ -176,12 +176,12 @@ class Sampler:
         for processor, rows in batch.processors:
             processor.update(rows, rows.of(token_ids))
         if not self._raw_logprobs:
-            scored = [self._processed(logits, rows, lowest) for rows, _ in batch.logprobs]
+            scored = [self._processed(logits, rows, lowest) for rows, _, _ in batch.logprobs]
         elif not batch.processors:
-            scored = [rows.of(logits) for rows, _ in batch.logprobs]
+            scored = [rows.of(logits) for rows, _, _ in batch.logprobs]
         host = [
-            (rows, columns(values, rows.of(token_ids), k))
-            for (rows, k), values in zip(batch.logprobs, scored, strict=True)
+            (rows, columns(values, rows.of(token_ids), k, given))
+            for (rows, k, given), values in zip(batch.logprobs, scored, strict=True)
         ]
         return SampledBatch(torch.stack((token_ids, invalid.long())), host)
 

@@ -13,7 +13,8 @@ from llmserve.api.errors import invalid_type, invalid_value, missing
 from llmserve.api.fields import RequestBody, read_json
 from llmserve.api.logprobs import TokenNames
 from llmserve.api.openapi import MESSAGES, STRING, TEXT, TOKENS, described, nullable
-from llmserve.api.state import state_of
+from llmserve.api.routes.chat.schema import MAX_TEMPLATE_CHARS
+from llmserve.api.state import AppState, state_of
 from llmserve.api.tools import read_tools
 from llmserve.errors import RequestError
 from llmserve.frontend.async_llm import AsyncLLM
@@ -33,7 +34,9 @@ class TokenizeBody(RequestBody):
     add_special_tokens: bool | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
+    chat_template: str | None = Field(None, max_length=MAX_TEMPLATE_CHARS)
     chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
     return_token_strs: bool = False
 
 
@@ -57,7 +60,7 @@ async def tokenize(request: Request) -> Response:
     body = TokenizeBody.parse(raw)
     state.resolve_model(body.model)
     tokenizer = _tokenizer(llm)
-    ids = await _encode(llm, body)
+    ids = await _encode(state, llm, body)
     strings = [TokenNames(tokenizer, False).name(token) for token in ids]
     result = {
         "count": len(ids),
@@ -68,7 +71,7 @@ async def tokenize(request: Request) -> Response:
     return json_response(result, TokenizeBody.ignored(raw))
 
 
-async def _encode(llm: AsyncLLM, body: TokenizeBody) -> list[int]:
+async def _encode(state: AppState, llm: AsyncLLM, body: TokenizeBody) -> list[int]:
     if body.prompt is not None and body.messages is not None:
         raise invalid_value("prompt", "it must not be given together with messages")
     if body.messages is not None:
@@ -83,7 +86,8 @@ async def _encode(llm: AsyncLLM, body: TokenizeBody) -> list[int]:
             add_generation_prompt=body.add_generation_prompt,
             continue_final_message=body.continue_final_message,
             add_special_tokens=bool(body.add_special_tokens),
-            template_kwargs=kwargs | {"tools": tools.tools or None},
+            template_kwargs=kwargs | {"tools": tools.tools or None, "documents": body.documents},
+            template=state.template_of(body.chat_template),
         )
         return ids
     if body.prompt is None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from llmserve.core.sampling_params import RepetitionDetection
 from tests.helpers.api import CONTEXT, TOKENIZER, Api, open_api
 
 PROMPT = "<|user|>hi</s><|assistant|>"
@@ -187,3 +188,62 @@ async def test_truncation_of_the_rendered_prompt() -> None:
         assert TOKENIZER.decode(body["prompt_token_ids"]).endswith("x<|assistant|>")
         assert body["usage"]["prompt_tokens"] == 20
         assert (await api.chat("x" * 500)).json()["error"]["code"] == "context_length_exceeded"
+
+
+DOCUMENTS = "{% for d in documents %}[{{ d.title }}]{% endfor %}{{ messages[0].content }}"
+
+
+async def test_documents_go_into_a_template_that_reads_them() -> None:
+    fields: dict[str, Any] = {"documents": [{"title": "A"}, {"title": "B"}]}
+    fields["return_prompt_text"] = True
+    async with open_api(template=DOCUMENTS) as api:
+        answer = await api.chat(**fields)
+        assert answer.json()["prompt_text"] == "[A][B]hi"
+        assert "x-llmserve-ignored" not in answer.headers
+        body = {"messages": [{"role": "user", "content": "hi"}], **fields}
+        ids = (await api.post("/tokenize", body)).json()["tokens"]
+        assert TOKENIZER.decode(ids) == "[A][B]hi"
+    async with open_api() as api:
+        answer = await api.chat(**fields)
+        assert answer.headers["x-llmserve-ignored"] == "documents"
+
+
+async def test_a_clients_template_where_it_is_trusted() -> None:
+    template = "<{{ messages[0].content }}>{% if enable_thinking %}!{% endif %}"
+    fields = {"chat_template": template, "return_prompt_text": True, "reasoning_effort": "low"}
+    async with open_api(trust_request_chat_template=True) as api:
+        answer = await api.chat(**fields)
+        assert answer.json()["prompt_text"] == "<hi>!", "its variables count, not the model's"
+        body = {"messages": [{"role": "user", "content": "hi"}], "chat_template": template}
+        assert (await api.post("/tokenize", body)).json()["count"] == 4
+        for wrong in ("{% if %}", "{{ messages[9].x.y }}"):
+            answer = await api.chat(chat_template=wrong)
+            assert answer.status_code == 400
+            assert answer.json()["error"]["param"] in ("chat_template", "messages")
+    async with open_api() as api:
+        answer = await api.post("/tokenize", body)
+        assert answer.json()["error"]["param"] == "chat_template"
+        assert "--trust-request-chat-template" in answer.json()["error"]["message"]
+
+
+async def test_fields_about_the_output_reach_the_engine() -> None:
+    async with open_api() as api:
+        answer = await api.chat(
+            logprobs=True,
+            logprob_token_ids=[3, 5],
+            repetition_detection={"max_pattern_size": 4, "min_count": 3},
+        )
+        assert answer.status_code == 200, answer.text
+        params = api.engine.requests[-1].params
+        assert params.logprob_token_ids == [3, 5]
+        assert params.repetition_detection == RepetitionDetection(
+            max_pattern_size=4, min_pattern_size=1, min_count=3
+        )
+        await api.chat(repetition_detection={})
+        assert api.engine.requests[-1].params.repetition_detection is None
+        api.engine.answer = lambda request: "hahahaha and so on"
+        answer = await api.chat(repetition_detection={"max_pattern_size": 4, "min_count": 3})
+        [choice] = answer.json()["choices"]
+        assert (choice["message"]["content"], choice["finish_reason"]) == ("hahaha", "repetition")
+        beams = await api.chat(logprobs=True, logprob_token_ids=[3], use_beam_search=True)
+        assert beams.json()["error"]["param"] == "logprob_token_ids"

@@ -24,6 +24,7 @@ from llmserve.api.tools import ToolUse, read_tools
 from llmserve.core.sampling_params import SamplingParams
 from llmserve.errors import RequestError
 from llmserve.frontend.async_llm import AsyncLLM
+from llmserve.frontend.chat_template import ChatTemplate
 from llmserve.frontend.parsed_text import Parsing
 from llmserve.parsers.base import OutputParser
 from llmserve.utils.logger import get_logger
@@ -63,13 +64,16 @@ async def _create(
     tools = read_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
     id_length = state.parsers.tool.id_length if state.parsers.tool else None
     thinking = body.wanted_thinking
-    kwargs, unread = _template_kwargs(state, body, tools, thinking)
+    template = state.template_of(body.chat_template)
+    variables = _variables(template or llm.input_processor.template)
+    kwargs, unread = _template_kwargs(state, body, tools, thinking, variables)
     prompt_text, prompt_ids = await llm.input_processor.render_chat(
         messages if id_length is None else with_short_ids(messages, id_length),
         add_generation_prompt=body.add_generation_prompt,
         continue_final_message=body.continue_final_message,
         add_special_tokens=body.add_special_tokens,
-        template_kwargs=kwargs | {"tools": tools.tools or None},
+        template_kwargs=kwargs | {"tools": tools.tools or None, "documents": body.documents},
+        template=template,
         truncation=body.truncation(llm.model.max_model_len, body.limit.value),
     )
     last = messages[-1]
@@ -127,13 +131,19 @@ async def _create(
     return _whole(answer, body, generation, choices, names, role, echo, prompt, view, headers)
 
 
+def _variables(template: ChatTemplate | None) -> frozenset[str]:
+    return template.variables if template else frozenset()
+
+
 def _template_kwargs(
-    state: AppState, body: ChatBody, tools: ToolUse, thinking: Thinking
+    state: AppState,
+    body: ChatBody,
+    tools: ToolUse,
+    thinking: Thinking,
+    variables: frozenset[str],
 ) -> tuple[dict[str, Any], list[str]]:
     """Variables for the template, and the fields that it has no use for."""
     given = check_template_kwargs(body.chat_template_kwargs)
-    template = state.engine().input_processor.template
-    variables = template.variables if template else frozenset[str]()
     parser = state.parsers.reasoning
     efforts = parser.efforts if parser else None
     wanted = thinking_kwargs(thinking, given, variables, efforts)
@@ -142,6 +152,8 @@ def _template_kwargs(
         unread.append("reasoning_effort")
     if tools.tools and "tools" not in variables:
         unread.append("tools")
+    if body.documents and "documents" not in variables:
+        unread.append("documents")
     return wanted | given, unread
 
 

@@ -10,6 +10,7 @@ from llmserve.api.errors import invalid_value
 from llmserve.api.fields import INT64_MAX, MAX_TOP_LOGPROBS, GenerationBody, TokenLimit
 from llmserve.api.reasoning import Thinking, read_thinking
 
+MAX_TEMPLATE_CHARS = 1 << 18
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
@@ -24,7 +25,9 @@ class ChatBody(GenerationBody):
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     add_special_tokens: bool = False
+    chat_template: str | None = Field(None, max_length=MAX_TEMPLATE_CHARS)
     chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
     tools: Any = None
     tool_choice: Any = None
     parallel_tool_calls: bool = True
@@ -51,6 +54,11 @@ class ChatBody(GenerationBody):
         if self.max_completion_tokens is not None:
             return TokenLimit(self.max_completion_tokens, "max_completion_tokens")
         return TokenLimit(self.max_tokens, "max_tokens")
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """See GenerationBody."""
+        return self.logprobs
 
     @property
     def num_logprobs(self) -> int | None:

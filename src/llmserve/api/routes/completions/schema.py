@@ -45,6 +45,11 @@ class CompletionBody(GenerationBody):
                 )
 
     @property
+    def wants_logprobs(self) -> bool:
+        """See GenerationBody."""
+        return self.logprobs is not None
+
+    @property
     def num_drawn(self) -> int:
         """Continuations to make of each prompt, of which `n` are shown."""
         return self.n if self.best_of is None else self.best_of
