@@ -113,6 +113,8 @@ SHARED: list[tuple[str, Any, str | None, str | None]] = [
     ("thinking_token_budget", 1.5, TYPE, None),
     ("thinking_token_budget", -2, LOW, None),
     ("thinking_token_budget", 5, "unsupported_parameter", None),  # no format of reasoning
+    ("vllm_xargs", 5, TYPE, None),
+    ("vllm_xargs", {"a": 1}, "unsupported_parameter", None),  # no --logits-processors
     ("repetition_detection", 5, TYPE, None),
     (
         "repetition_detection",
@@ -195,6 +197,8 @@ COMPLETIONS: list[tuple[str, Any, str | None, str | None]] = [
     ("logprobs", True, TYPE, None),
     ("logprobs", -2, LOW, None),
     ("logprobs", 21, HIGH, None),
+    ("suffix", 5, TYPE, None),
+    ("suffix", "x", "unsupported_parameter", None),  # a model that was not taught it
     ("best_of", "x", TYPE, None),
     ("best_of", True, TYPE, None),
     ("best_of", 0, LOW, None),

@@ -56,7 +56,7 @@ async def test_limits_of_integers_are_integers() -> None:
 
 
 def test_fields_read_by_hand_are_required_unless_they_may_be_null() -> None:
-    extra = described(fields(a=INTEGER), CompletionBody, prompt=STRING, suffix=nullable(STRING))
+    extra = described(fields(a=INTEGER), CompletionBody, prompt=STRING, other=nullable(STRING))
     schema = extra["requestBody"]["content"]["application/json"]["schema"]
     assert schema["required"] == ["prompt"]
-    assert "suffix" not in schema["properties"]  # no field of this body
+    assert "other" not in schema["properties"]  # no field of this body

@@ -59,10 +59,8 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "media_io_kwargs": ({},),
     "mm_processor_kwargs": ({},),
     "prompt_embeds": ([],),
-    "suffix": ("",),
     "kv_transfer_params": ({},),
     "ec_transfer_params": ({},),
-    "vllm_xargs": ({},),
     "logits_processors": ([],),
     "custom_logit_processor": (),
     "watermarking": (False,),
@@ -185,6 +183,7 @@ class Repetition(BaseModel):
     min_count: int = 2
 
 
+XArg = str | int | float
 TokenIds = list[Annotated[int, Field(ge=0, le=2**31 - 1)]]
 
 
@@ -286,6 +285,7 @@ class GenerationBody(RequestBody):
     cache_salt: Annotated[str, BeforeValidator(_cache_salt)] | None = Field(
         None, min_length=1, max_length=_MAX_SALT_CHARS
     )
+    vllm_xargs: dict[str, XArg | list[XArg]] | None = None
     request_id: Annotated[str, BeforeValidator(_request_id)] | None = None
     # The shape of the answer, checked by structured.structured_outputs_of; older names last
     response_format: Any = None

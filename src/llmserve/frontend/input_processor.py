@@ -15,6 +15,7 @@ from llmserve.core.sampling_params import SamplingParams
 from llmserve.core.structured_outputs import GrammarSpec, StructuredOutputsParams
 from llmserve.errors import ConfigError, ContextLengthError, RequestError
 from llmserve.frontend.chat_template import RESERVED, ChatTemplate, read_template
+from llmserve.frontend.infill import find_infill
 from llmserve.frontend.tokenizer import Tokenizer, load_tokenizer
 from llmserve.structured_output.prepare import prepare
 
@@ -59,7 +60,7 @@ class InputProcessor:
     """Everything is checked here before the engine sees it; errors are RequestErrors.
 
     `tokenizer` is None where the server deals in token ids only, `template` where the model has
-    none. `max_logprobs` -1 is no limit.
+    none. `max_logprobs` -1 is no limit. `takes_extra_args` says that somebody reads them.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class InputProcessor:
         max_logprobs: int,
         default_template_kwargs: dict[str, Any],
         structured_outputs_config: dict[str, Any] | None = None,
+        takes_extra_args: bool = False,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -78,6 +80,7 @@ class InputProcessor:
         self._max_logprobs = max_logprobs
         self._default_template_kwargs = default_template_kwargs
         self._structured_outputs_config = structured_outputs_config or {}
+        self.takes_extra_args = takes_extra_args
         self.generation_defaults = {
             ours: model.generation_defaults[theirs]
             for theirs, ours in _GENERATION_DEFAULTS.items()
@@ -107,6 +110,7 @@ class InputProcessor:
             max_logprobs=config.max_logprobs,
             default_template_kwargs=default_template_kwargs,
             structured_outputs_config=config.structured_outputs_config,
+            takes_extra_args=bool(config.logits_processors),
         )
 
     async def encode_prompt(
@@ -127,6 +131,25 @@ class InputProcessor:
             self.check_token_ids(prompt, param)
             ids = prompt
         return ids if truncation is None else truncation.cut(ids)
+
+    async def infill_prompt(
+        self, prompt: str | list[int], suffix: str, *, add_special_tokens: bool
+    ) -> list[int]:
+        """Token ids that ask for what stands between `prompt` and `suffix`; RequestError where the
+        model knows no such thing."""
+        tokenizer = self._tokenizer("suffix")
+        infill = find_infill(tokenizer)
+        if infill is None:
+            raise RequestError(
+                "Unsupported parameter: 'suffix' needs a model with tokens for filling in the "
+                "middle, which this one has not.",
+                param="suffix",
+                code="unsupported_parameter",
+            )
+        before = await self.encode_prompt(prompt, add_special_tokens=False, param="prompt")
+        after = await self.encode_prompt(suffix, add_special_tokens=False, param="suffix")
+        start = tokenizer.encode("", add_special_tokens=add_special_tokens)
+        return [*start, *infill.join(tokenizer, before, after)]
 
     async def read_prompt(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         """A prompt in any of its forms: its text, where it has one, and its token ids."""
@@ -237,6 +260,16 @@ class InputProcessor:
         if "max_tokens" not in given and values["max_tokens"] is not None:
             values["max_tokens"] = min(values["max_tokens"], self._room(prompt_len))
         return self.check_params(SamplingParams(**values), prompt_len=prompt_len, param=param)
+
+    def read_extra_args(self, args: dict[str, Any] | None) -> dict[str, Any]:
+        """What own logits processors are given; RequestError where there are none."""
+        if args and not self.takes_extra_args:
+            raise RequestError(
+                "Unsupported parameter: 'vllm_xargs' needs a server with --logits-processors.",
+                param="vllm_xargs",
+                code="unsupported_parameter",
+            )
+        return args or {}
 
     def check_params(
         self, params: SamplingParams, *, prompt_len: int, param: str = "prompt"

@@ -247,3 +247,20 @@ async def test_fields_about_the_output_reach_the_engine() -> None:
         assert (choice["message"]["content"], choice["finish_reason"]) == ("hahaha", "repetition")
         beams = await api.chat(logprobs=True, logprob_token_ids=[3], use_beam_search=True)
         assert beams.json()["error"]["param"] == "logprob_token_ids"
+
+
+async def test_own_logits_processors_get_their_arguments() -> None:
+    async with open_api() as api:
+        assert api.state.llm is not None
+        api.state.llm.input_processor.takes_extra_args = True
+        for send in (api.chat, api.complete):
+            answer = await send(vllm_xargs={"only_even": 1, "names": ["a", 2.5]})
+            assert answer.status_code == 200, answer.text
+            assert api.engine.requests[-1].params.extra_args == {
+                "only_even": 1,
+                "names": ["a", 2.5],
+            }
+        wrong = await api.chat(vllm_xargs={"a": {"b": 1}})
+        assert wrong.status_code == 400 and wrong.json()["error"]["param"].startswith(
+            "vllm_xargs.a"
+        )

@@ -89,7 +89,11 @@ async def _create(
         continued is not None,
         tools.active,
     )
-    extra = {"grammar": grammar, "reasoning_budget": budget}
+    extra = {
+        "grammar": grammar,
+        "reasoning_budget": budget,
+        "extra_args": llm.input_processor.read_extra_args(body.vllm_xargs),
+    }
     params, clamped = _params(llm, body, len(prompt_ids), _masks(state, tools), extra)
     if state.server.enable_log_requests:
         logger.info("request %s: %d prompt tokens", answer.request_id, len(prompt_ids))

@@ -20,6 +20,7 @@ from llmserve.api.state import AppState, state_of
 from llmserve.api.structured import add_ignored, grammar_of
 from llmserve.core.sampling_params import SamplingParams
 from llmserve.frontend.async_llm import AsyncLLM
+from llmserve.frontend.input_processor import Truncation
 from llmserve.utils.logger import get_logger
 
 logger = get_logger(__name__)
@@ -54,13 +55,9 @@ async def _create(
     encoded: list[tuple[list[int], SamplingParams]] = []
     clamps: list[int] = []
     grammar = await grammar_of(llm, body)
+    args = llm.input_processor.read_extra_args(body.vllm_xargs)
     for prompt in prompts:
-        ids = await llm.input_processor.encode_prompt(
-            prompt,
-            add_special_tokens=body.add_special_tokens,
-            param="prompt",
-            truncation=truncation,
-        )
+        ids = await _encode(llm, body, prompt, truncation)
         budget = await budget_for(
             llm,
             body.thinking_token_budget,
@@ -71,7 +68,7 @@ async def _create(
             False,
         )
         params, clamped = llm.input_processor.make_params(
-            _fields(body) | {"grammar": grammar, "reasoning_budget": budget},
+            _fields(body) | {"grammar": grammar, "reasoning_budget": budget, "extra_args": args},
             prompt_len=len(ids),
             param="prompt",
         )
@@ -151,6 +148,22 @@ async def _submit(
             streams.append(stream)
         on_failure.pop_all()
     return Generation(streams, body.num_drawn)
+
+
+async def _encode(
+    llm: AsyncLLM, body: CompletionBody, prompt: Prompt, truncation: Truncation | None
+) -> list[int]:
+    front = llm.input_processor
+    if body.suffix:
+        return await front.infill_prompt(
+            prompt, body.suffix, add_special_tokens=body.add_special_tokens
+        )
+    return await front.encode_prompt(
+        prompt,
+        add_special_tokens=body.add_special_tokens,
+        param="prompt",
+        truncation=truncation,
+    )
 
 
 def _text(llm: AsyncLLM, prompt: Prompt, ids: list[int]) -> str:

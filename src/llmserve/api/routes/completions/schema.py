@@ -21,6 +21,7 @@ class CompletionBody(GenerationBody):
     """`prompt` is checked by `prompts`."""
 
     prompt: Any = None
+    suffix: str | None = None
     logprobs: int | None = Field(None, ge=-1, le=MAX_TOP_LOGPROBS)
     add_special_tokens: bool = True
     best_of: int | None = Field(None, ge=1, le=MAX_N)
@@ -32,6 +33,10 @@ class CompletionBody(GenerationBody):
             raise invalid_value(
                 "logprobs", "it is not available with both echo=true and use_beam_search=true"
             )
+        if self.suffix:
+            for name in ("echo", "truncate_prompt_tokens"):
+                if getattr(self, name):
+                    raise invalid_value(name, "it is not available with suffix")
         best_of = self.num_drawn
         if best_of < self.n:
             raise invalid_value("best_of", f"it must be at least n={self.n}, got {best_of}")
