@@ -24,6 +24,8 @@ def _same(path: Path) -> None:
     assert vocabulary.tokens == wanted + [b""] * 20
     assert vocabulary.eos_token_ids == [EOS_ID]
     assert sum(map(bool, wanted)) > 200
+    named = {i: own.piece_bytes[i] for i in own.special_ids if i != EOS_ID}
+    assert vocabulary.special == named and named
 
 
 def test_folder(tmp_path: Path) -> None:

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from llmserve.core.structured_outputs import GrammarSpec
+from llmserve.structured_output.normal_form import dump
+from llmserve.structured_output.vocabulary import Vocabulary
+from llmserve.structured_output.xgrammar import XGrammarBackend
 from tests.helpers.grammar import EOS, WORDS, accepts, allowed, backend, compiled, grammar
 
 TAG = {
@@ -75,3 +78,26 @@ def test_nonsense_is_an_error(engine: str, kind: Any, text: str) -> None:
     with pytest.raises(Exception, match=r"."):
         compiled(GrammarSpec(backend=engine, kind=kind, text=text))
     assert backend(engine).vocabulary.tokens[97] == b"a"  # and the engine is as before
+
+
+def test_a_structural_tag_may_have_its_markers_written_as_tokens() -> None:
+    """And no grammar any other special token."""
+    tokens = [*(bytes([i]) for i in range(256)), b"", b"", b""]
+    vocabulary = Vocabulary(tokens, [256], {257: b"</think>", 258: b"<|call|>"})
+    made = XGrammarBackend(vocabulary)
+    tag = {"type": "tag", "begin": "", "content": {"type": "any_text"}, "end": "</think>"}
+    text = dump({"type": "structural_tag", "format": tag})
+    spec = GrammarSpec(backend="xgrammar", kind="structural_tag", text=text)
+    grammar = XGrammarBackend(vocabulary).load(spec, made.compile(spec))
+    words = np.zeros(WORDS, np.int32)
+    matcher = grammar.start()
+    matcher.fill(words)
+    bits = np.unpackbits(words.view(np.uint8), bitorder="little")
+    assert (bits[257], bits[258]) == (1, 0)
+    assert matcher.accept(ord("x")) and matcher.accept(257)
+    assert matcher.ended() or matcher.accept(256)
+    plain = GrammarSpec(backend="xgrammar", kind="ebnf", text='root ::= "</think>"')
+    matcher = made.load(plain, made.compile(plain)).start()
+    matcher.fill(words)
+    bits = np.unpackbits(words.view(np.uint8), bitorder="little")
+    assert np.flatnonzero(bits[: len(tokens)]).tolist() == [ord("<")]

@@ -26,10 +26,12 @@ _GGUF_DECODERS: dict[str, list[dict[str, Any]]] = {
 
 class Vocabulary(msgspec.Struct):
     """`tokens[i]` are the bytes of token i, one entry for every logit; b"" can never be written
-    (special tokens, logits without a token)."""
+    (special tokens, logits without a token). `special` are the texts of the special tokens that do
+    not end a text: a grammar that names one may have it written."""
 
     tokens: list[bytes]
     eos_token_ids: list[int]
+    special: dict[int, bytes] = {}
 
 
 def read_vocabulary(path: str, logits_width: int, eos_token_ids: list[int]) -> Vocabulary:
@@ -41,10 +43,11 @@ def read_vocabulary(path: str, logits_width: int, eos_token_ids: list[int]) -> V
     if tokens is None or not eos:
         lack = "tells the bytes of single tokens" if tokens is None else "has a token to end with"
         raise GrammarError(f"structured output needs a tokenizer that {lack}; this model's is none")
+    texts = {token: tokens[token] for token in special.difference(eos) if token < logits_width}
     for token in special.union(eos):
         if token < size:
             tokens[token] = b""
-    return Vocabulary(tokens[:logits_width], eos)
+    return Vocabulary(tokens[:logits_width], eos, texts)
 
 
 def _read_gguf(path: str) -> tuple[list[dict[str, Any]], dict[str, int], set[int]]:

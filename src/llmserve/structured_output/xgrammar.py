@@ -2,6 +2,8 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """xgrammar: a pushdown automaton whose token masks are mostly computed when it is compiled."""
 
+import json
+
 import numpy as np
 import xgrammar as xgr
 
@@ -16,16 +18,36 @@ class XGrammarBackend(GrammarBackend):
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         super().__init__(vocabulary)
-        self._info = xgr.TokenizerInfo(
-            vocabulary.tokens,
-            vocab_size=len(vocabulary.tokens),
-            stop_token_ids=vocabulary.eos_token_ids,
+        self._infos: dict[tuple[int, ...], xgr.TokenizerInfo] = {}
+        self._info(())
+
+    def _info_of(self, spec: GrammarSpec) -> xgr.TokenizerInfo:
+        """With the special tokens that a structural tag names: a model that was taught to write
+        its markers so must not have to spell them."""
+        if spec.kind != "structural_tag":
+            return self._info(())
+        named = (
+            token
+            for token, text in sorted(self.vocabulary.special.items())
+            if text
+            and json.dumps(text.decode(errors="replace"), ensure_ascii=False)[1:-1] in spec.text
         )
+        return self._info(tuple(named))
+
+    def _info(self, special: tuple[int, ...]) -> xgr.TokenizerInfo:
+        if special not in self._infos:
+            tokens = self.vocabulary.tokens.copy()
+            for token in special:
+                tokens[token] = self.vocabulary.special[token]
+            self._infos[special] = xgr.TokenizerInfo(
+                tokens, vocab_size=len(tokens), stop_token_ids=self.vocabulary.eos_token_ids
+            )
+        return self._infos[special]
 
     def compile(self, spec: GrammarSpec) -> bytes:
         """See GrammarBackend."""
         # The compiler lives for this one grammar: no cache that grows, no thread that survives
-        compiler = xgr.GrammarCompiler(self._info, max_threads=1, cache_enabled=False)
+        compiler = xgr.GrammarCompiler(self._info_of(spec), max_threads=1, cache_enabled=False)
         match spec.kind:
             case "json" if spec.compact:
                 grammar = compiler.compile_json_schema(
@@ -48,7 +70,8 @@ class XGrammarBackend(GrammarBackend):
 
     def load(self, spec: GrammarSpec, compiled: bytes) -> "XGrammar":
         """See GrammarBackend."""
-        return XGrammar(xgr.CompiledGrammar.deserialize_json(compiled.decode(), self._info))
+        info = self._info_of(spec)
+        return XGrammar(xgr.CompiledGrammar.deserialize_json(compiled.decode(), info))
 
 
 class XGrammar(CompiledGrammar):
