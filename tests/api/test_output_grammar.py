@@ -13,6 +13,7 @@ from llmserve.api.output_grammar import output_params
 from llmserve.api.tools import read_tools
 from llmserve.core.structured_outputs import StructuredOutputsParams
 from llmserve.errors import RequestError
+from llmserve.parsers.call_grammar import Thought
 from llmserve.parsers.registry import TOOL_PARSERS, choose_parsers
 from llmserve.structured_output.prepare import prepare
 
@@ -20,6 +21,7 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required"
 ASKED = StructuredOutputsParams(json=SCHEMA, param="response_format")
 CALL = '<tool_call>\n{{"name": "{}", "arguments": {}}}\n</tool_call>'
 F1, F2 = CALL.format("f", '{"a": 1}'), CALL.format("f", '{"a": "x"}')
+FINAL = "<|channel|>final<|message|>"
 G1 = CALL.format("g", "{}")
 
 
@@ -37,14 +39,16 @@ def named(name: str) -> dict[str, Any]:
 def grammar(
     choice: Any,
     *,
-    thought: tuple[str, str] | None = None,
+    thought: tuple[str, ...] | None = None,
     asked: StructuredOutputsParams | None = None,
     parallel: bool = True,
     parser: str = "hermes",
     **strict: bool,
 ) -> Any:
     use = read_tools(tools(**strict), choice, parallel)
-    params = output_params(use, choose_parsers("", "", parser, None), thought, asked)
+    params = output_params(
+        use, choose_parsers("", "", parser, None), thought and Thought(*thought), asked
+    )
     if params is None:
         return None
     spec = prepare(params, "auto")
@@ -102,6 +106,8 @@ def test_every_format_compiles_and_its_parser_reads_what_it_accepts(name: str) -
         "minimax_xml": '<parameter name="a">1</parameter>\n',
         "deepseek_xml": '<｜DSML｜parameter name="a" string="false">1</｜DSML｜parameter>\n',
         "glm_xml": "<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n",
+        "python": "a=1",
+        "gemma": "{a:1}",
     }[envelope.style]
     begin = envelope.begin.replace("{name}", "f") + ("7" + envelope.numbered) * bool(
         envelope.numbered
@@ -114,11 +120,59 @@ def test_every_format_compiles_and_its_parser_reads_what_it_accepts(name: str) -
     assert json.loads(arguments) == {"a": 1}
 
 
+HARMONY = ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant", FINAL)
+
+
+def test_harmony_has_messages_of_every_kind() -> None:
+    call = '<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"a": 1}'
+    thought = f"{HARMONY[0]}hm{HARMONY[1]}"
+    forced = grammar("required", parser="openai", thought=HARMONY)
+    assert accepts(forced, call) and accepts(forced, thought + call)
+    assert not accepts(forced, f"{FINAL}no") and not accepts(forced, f"{thought}{FINAL}no")
+    assert not accepts(forced, call.replace("1", '"x"'))
+    strict = grammar("auto", parser="openai", thought=HARMONY, strict=True)
+    assert accepts(strict, f"{thought}{FINAL}any text") and accepts(strict, thought + call)
+    assert not accepts(strict, call.replace("1", '"x"')) and not accepts(strict, "any text")
+    shaped = grammar("none", parser="openai", thought=HARMONY, asked=ASKED)
+    assert accepts(shaped, f'{thought}{FINAL}{{"a": 1}}')
+    assert not accepts(shaped, '{"a": 1}') and not accepts(shaped, thought + call)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"grammar": 'root ::= "yes"'},
+        {"structural_tag": {"format": {"type": "const_string", "value": "yes"}}},
+        {"regex": "yes"},
+        {"choice": ["yes", "no"]},
+    ],
+)
+def test_every_shape_comes_after_the_reasoning(asked: dict[str, Any]) -> None:
+    params = StructuredOutputsParams(**asked)
+    made = grammar("none", asked=params, thought=("", "</think>"))
+    assert accepts(made, "so\n</think>\n\nyes")
+    assert not accepts(made, "yes") and not accepts(made, "so</think>maybe")
+
+
+def test_a_strict_tool_has_to_do_with_what_its_format_can_bind() -> None:
+    bounded = {"type": "object", "properties": {"a": {"type": "integer", "minimum": 3}}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": bounded, "strict": True}}
+    for choice in ("auto", "required"):
+        for parser in ("pythonic", "gemma4"):
+            parsers = choose_parsers("", "", parser, None)
+            with pytest.raises(RequestError) as info:
+                output_params(read_tools([tool], choice, True), parsers, None, None)
+            assert info.value.param == "tools[0].function.parameters"
+            assert "/properties/a/minimum" in info.value.message
+    loose = {"type": "function", "function": {"name": "f", "parameters": bounded}}
+    assert output_params(read_tools([loose], "required", True), parsers, None, None)
+
+
 @pytest.mark.parametrize(
     ("choice", "fields", "param"),
     [
-        ("required", {"parser": "pythonic"}, "tool_choice"),
-        ("auto", {"parser": "openai", "strict": True}, "tools[0].function.strict"),
+        ("required", {"parser": "none"}, "tool_choice"),
+        ("auto", {"parser": "none", "strict": True}, "tools[0].function.strict"),
         ("required", {"asked": StructuredOutputsParams(regex="a")}, "structured_outputs"),
     ],
 )

@@ -3,8 +3,7 @@
 """What binds a chat answer: reasoning first, then calls in the model's own format, or the shape
 that was asked for, or either."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection
 
 from llmserve.api.fields import GenerationBody
 from llmserve.api.structured import structured_outputs_of
@@ -12,7 +11,15 @@ from llmserve.api.tools import ToolUse
 from llmserve.core.structured_outputs import GrammarSpec, StructuredOutputsParams
 from llmserve.errors import RequestError
 from llmserve.frontend.async_llm import AsyncLLM
-from llmserve.parsers.call_grammar import Envelope, Format, calls_or, forced_calls, free_calls
+from llmserve.parsers.call_grammar import (
+    Envelope,
+    Format,
+    Thought,
+    calls_or,
+    forced_calls,
+    free_calls,
+)
+from llmserve.parsers.literal_grammar import unbound
 from llmserve.parsers.registry import Parsers
 
 
@@ -23,33 +30,41 @@ async def grammar_for(
     parsers: Parsers,
     prompt: str,
     continued: str | None,
-) -> GrammarSpec | None:
-    """The grammar of a request, or None. RequestError for what cannot be enforced."""
+) -> tuple[GrammarSpec | None, bool]:
+    """The grammar of a request, or None, and whether the output may think before it.
+
+    RequestError for what cannot be enforced.
+    """
     reasoning = parsers.reasoning
     thought = None
     if reasoning is not None:
         text = prompt if continued is None else continued
         thought = reasoning(text, continued is not None).thought
-    params = output_params(tools, parsers, thought, structured_outputs_of(body))
-    return None if params is None else await llm.input_processor.read_grammar(params)
+    asked = structured_outputs_of(body)
+    params = output_params(tools, parsers, thought, asked)
+    if params is None:
+        return None, True
+    return await llm.input_processor.read_grammar(params), params is not asked
 
 
 def output_params(
     tools: ToolUse,
     parsers: Parsers,
-    thought: tuple[str, str] | None,
+    thought: Thought | None,
     asked: StructuredOutputsParams | None,
 ) -> StructuredOutputsParams | None:
     """`asked` is the shape of the answer. Forced calls win over it: OpenAI's clients send both."""
     names = tools.schemas.keys() if tools.allowed is None else tools.allowed
     schemas = {name: tools.schemas[name] for name in tools.schemas if name in names}
     envelope = parsers.tool.envelope if parsers.tool else None
+    if envelope is not None and envelope.literals:
+        _check_literals(tools, names)
     if tools.mode == "required":
         _check_beside(asked, tools)
         envelope = _needed(envelope, "tool_choice")
         tag = forced_calls(envelope, schemas, thought, tools.parallel)
         return _params(tag, "tool_choice", bool(tools.strict & names))
-    answer = None if asked is None else _format_of(asked)
+    answer = None if asked is None else _format_of(asked, thought)
     if asked is not None and (answer is None or (thought is None and not tools.active)):
         return asked
     if asked is not None and answer is not None:
@@ -65,7 +80,24 @@ def output_params(
     envelope = _needed(envelope, param)
     openers = parsers.tool.openers if parsers.tool else ()
     bound = {name: schemas[name] if name in strict else {} for name in schemas}
-    return _params(free_calls(envelope, openers[0], bound, tools.parallel), param, True)
+    opener = openers[0] if openers else envelope.begin.partition("{name}")[0]
+    return _params(free_calls(envelope, opener, bound, thought, tools.parallel), param, True)
+
+
+def _check_literals(tools: ToolUse, names: Collection[str]) -> None:
+    """A strict tool whose arguments are not written as JSON has to do with fewer keywords."""
+    for index, tool in enumerate(tools.tools):
+        name = tool["function"]["name"]
+        if not tools.active or name not in tools.strict or name not in names:
+            continue
+        where = next(unbound(tools.schemas[name]), None)
+        if where is not None:
+            path = f"tools[{index}].function.parameters"
+            raise RequestError(
+                f"Invalid value for '{path}': {where} cannot be enforced in this model's format.",
+                param=path,
+                code="invalid_function_parameters",
+            )
 
 
 def _params(tag: Format, param: str, strict: bool) -> StructuredOutputsParams:
@@ -91,20 +123,23 @@ def _check_beside(asked: StructuredOutputsParams | None, tools: ToolUse) -> None
         )
 
 
-def _format_of(asked: StructuredOutputsParams) -> Format | None:
+def _format_of(asked: StructuredOutputsParams, thought: Thought | None) -> Format | None:
     """The shape as part of a structural tag; None for one that stands by itself."""
-    kinds: Mapping[str, Any] = {
-        "json": lambda value: {"type": "json_schema", "json_schema": value},
-        "json_object": lambda value: {"type": "json_schema", "json_schema": {"type": "object"}},
-        "regex": lambda value: {"type": "regex", "pattern": value},
-        "choice": lambda value: {
-            "type": "or",
-            "elements": [{"type": "const_string", "value": text} for text in value],
-        },
-    }
     kind = asked.kind
     value = getattr(asked, kind)
-    if kind not in kinds or (kind == "json" and isinstance(value, str)):
-        return None
-    made: Format = kinds[kind](value)
-    return made
+    match kind:
+        case "json" if isinstance(value, dict):
+            return {"type": "json_schema", "json_schema": value}
+        case "json_object":
+            return {"type": "json_schema", "json_schema": {"type": "object"}}
+        case "regex":
+            return {"type": "regex", "pattern": value}
+        case "choice":
+            texts = [{"type": "const_string", "value": text} for text in value]
+            return {"type": "or", "elements": texts}
+        case "grammar" if "::=" in value:
+            return {"type": "grammar", "grammar": value}
+        case "structural_tag" if isinstance(value, dict) and not (thought and thought.answer):
+            tag: Format | None = value.get("format")
+            return tag if isinstance(tag, dict) else None
+    return None

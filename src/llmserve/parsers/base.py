@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from llmserve.core.outputs import Part
-from llmserve.parsers.call_grammar import Envelope
+from llmserve.parsers.call_grammar import Envelope, Thought
 from llmserve.parsers.reader import Markers, Reader, Step
 
 Tools = Mapping[str, Mapping[str, Any]]  # name -> JSON schema of its arguments
@@ -30,12 +30,12 @@ class ReasoningParser(ABC):
     reopens: ClassVar[bool] = False  # an opener begins reasoning wherever it stands
 
     def __init__(self, prompt: str, continued: bool) -> None:
+        self.continued = continued
         self.inside = self.begins_inside(prompt, continued)
 
     @property
-    def thought(self) -> tuple[str, str] | None:
-        """What opens and closes the reasoning that an output may begin with, for a grammar; no
-        opener where it begins inside."""
+    def thought(self) -> Thought | None:
+        """The reasoning that an output may begin with, for a grammar."""
         return None
 
     @classmethod

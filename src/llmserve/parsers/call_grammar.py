@@ -9,11 +9,23 @@ of xgrammar.structural_tag.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from llmserve.parsers.literal_grammar import Style, literal_grammar
+
 Format = dict[str, Any]
 Schemas = Mapping[str, Mapping[str, Any]]
 
 _SPACE: Format = {"type": "regex", "pattern": "[ \\n]{0,4}"}
 _ANY_TEXT: Format = {"type": "any_text"}
+_LITERALS: dict[str, Style] = {"python": "python", "gemma": "gemma"}
+
+
+class Thought(NamedTuple):
+    """What opens and closes the reasoning that an output may begin with, no opener where it has
+    begun; and what begins the answer behind it, where that is written."""
+
+    opener: str
+    closer: str
+    answer: str = ""
 
 
 class Envelope(NamedTuple):
@@ -21,7 +33,7 @@ class Envelope(NamedTuple):
     two of them, then `after`.
 
     `{name}` in `begin` is the tool. `style` is that of the arguments. Where `numbered` is set,
-    digits and that text follow on `begin`.
+    digits and that text follow on `begin`. One that is `single` ends the output with its call.
     """
 
     begin: str
@@ -31,6 +43,12 @@ class Envelope(NamedTuple):
     between: str = ""
     after: str = ""
     numbered: str = ""
+    single: bool = False
+
+    @property
+    def literals(self) -> Style | None:
+        """How arguments are written that are not JSON, nor tags around it."""
+        return _LITERALS.get(self.style)
 
     def tag(self, name: str, schema: Mapping[str, Any]) -> Format:
         """One call."""
@@ -39,6 +57,8 @@ class Envelope(NamedTuple):
             "json_schema": dict(schema) or {"type": "object"},
             "style": self.style,
         }
+        if self.literals is not None:
+            content = {"type": "grammar", "grammar": literal_grammar(schema, self.literals)}
         if self.numbered:
             digits = {"type": "regex", "pattern": "[0-9]{1,4}"}
             content = _sequence(digits, _text(self.numbered), content)
@@ -48,12 +68,12 @@ class Envelope(NamedTuple):
 def forced_calls(
     envelope: Envelope,
     schemas: Schemas,
-    thought: tuple[str, str] | None,
+    thought: Thought | None,
     parallel: bool,
 ) -> Format:
     """One call or, if `parallel`, several, of the tools in `schemas`, and nothing else.
 
-    `thought` are opener and closer of reasoning that may come first; one without an opener must.
+    `thought` is reasoning that may come first; one without an opener must.
     """
     return _after(thought, _section(envelope, schemas, parallel))
 
@@ -62,10 +82,12 @@ def calls_or(
     answer: Format,
     envelope: Envelope | None,
     schemas: Schemas,
-    thought: tuple[str, str] | None,
+    thought: Thought | None,
     parallel: bool,
 ) -> Format:
     """`answer`, or calls where there is an `envelope`. See `forced_calls`."""
+    if thought is not None and thought.answer:
+        answer = _sequence(_text(thought.answer), answer)
     if envelope is not None:
         calls = _section(envelope, schemas, parallel)
         answer = {"type": "or", "elements": [calls, answer]}
@@ -76,9 +98,12 @@ def free_calls(
     envelope: Envelope,
     opener: str,
     schemas: Schemas,
+    thought: Thought | None,
     parallel: bool,
 ) -> Format:
     """Any text; but what begins with the call's `opener` is a call of a tool in `schemas`."""
+    if thought is not None and thought.answer:
+        return calls_or(_ANY_TEXT, envelope, schemas, thought, parallel)
     if envelope.before:
         tags = [_tag(envelope.before, _calls(envelope, schemas, parallel), envelope.after)]
         trigger = envelope.before
@@ -87,20 +112,21 @@ def free_calls(
         trigger = envelope.begin.partition("{name}")[0]
     if trigger.startswith(opener):
         trigger = opener
-    return {
+    text = {
         "type": "triggered_tags",
         "triggers": [trigger],
         "tags": tags,
         "at_least_one": False,
         "stop_after_first": not parallel,
     }
+    return _after(thought, text)
 
 
-def _after(thought: tuple[str, str] | None, rest: Format) -> Format:
+def _after(thought: Thought | None, rest: Format) -> Format:
     if thought is None:
         return rest
-    reasoning = _tag(thought[0], _ANY_TEXT, thought[1])
-    if thought[0]:
+    reasoning = _tag(thought.opener, _ANY_TEXT, thought.closer)
+    if thought.opener:
         reasoning = {"type": "optional", "content": reasoning}
     return _sequence(reasoning, _SPACE, rest)
 
@@ -118,7 +144,7 @@ def _calls(envelope: Envelope, schemas: Schemas, parallel: bool) -> Format:
         "tags": [envelope.tag(name, schema) for name, schema in schemas.items()],
         "separator": envelope.between,
         "at_least_one": True,
-        "stop_after_first": not parallel,
+        "stop_after_first": not parallel or envelope.single,
     }
 
 

@@ -5,6 +5,7 @@
 from typing import ClassVar
 
 from llmserve.parsers.base import ReasoningParser
+from llmserve.parsers.call_grammar import Thought
 from llmserve.parsers.reader import Markers, Reader, Step
 
 
@@ -26,9 +27,9 @@ class TagReasoning(ReasoningParser):
         return end.endswith(self.opens) or (self.unopened and not end.endswith(self.closes))
 
     @property
-    def thought(self) -> tuple[str, str] | None:
+    def thought(self) -> Thought | None:
         """See ReasoningParser."""
-        return "" if self.inside else self.opens[0], self.closes[0]
+        return Thought("" if self.inside else self.opens[0], self.closes[0])
 
     def run(self, reader: Reader, openers: tuple[str, ...]) -> Step[None]:
         """See ReasoningParser."""

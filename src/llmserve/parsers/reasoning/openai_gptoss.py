@@ -3,6 +3,7 @@
 """gpt-oss: reasoning is the messages on the channel `analysis`."""
 
 from llmserve.parsers.base import ReasoningParser
+from llmserve.parsers.call_grammar import Thought
 from llmserve.parsers.harmony import CHANNEL, MARKERS, MESSAGE, START, read_harmony
 from llmserve.parsers.reader import Reader, Step
 
@@ -21,6 +22,14 @@ class HarmonyReasoning(ReasoningParser):
         """See ReasoningParser."""
         final = f"<|end|>{START}assistant{CHANNEL}final{MESSAGE}"
         return (f"<|end|>{START}assistant", final) if calls else (final,)
+
+    @property
+    def thought(self) -> Thought | None:
+        """See ReasoningParser."""
+        if self.continued:
+            return None
+        end = f"<|end|>{START}assistant"
+        return Thought(self.opens[0], end, f"{CHANNEL}final{MESSAGE}")
 
     def begins_inside(self, prompt: str, continued: bool) -> bool:
         """Channels say it themselves."""

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from llmserve.parsers.base import ToolParser
+from llmserve.parsers.call_grammar import Envelope
 from llmserve.parsers.json_text import dumps, loads
 from llmserve.parsers.reader import Markers, Reader, Step
 
@@ -24,6 +25,7 @@ class Gemma4(ToolParser):
 
     openers = (_OPENER,)
     markers = (_OPENER, _CLOSER, _QUOTE)
+    envelope = Envelope(f"{_OPENER}call:{{name}}", _CLOSER, style="gemma")
 
     def run(self, reader: Reader) -> Step[None]:
         """See ToolParser."""

@@ -3,7 +3,8 @@
 """gpt-oss: calls are messages with a recipient."""
 
 from llmserve.parsers.base import ToolParser
-from llmserve.parsers.harmony import MARKERS, read_harmony
+from llmserve.parsers.call_grammar import Envelope
+from llmserve.parsers.harmony import CHANNEL, MARKERS, MESSAGE, read_harmony
 from llmserve.parsers.reader import Reader, Step
 
 
@@ -12,6 +13,10 @@ class Harmony(ToolParser):
 
     markers = MARKERS
     reasons = True
+    # <|call|>, which follows, is an end of text
+    envelope = Envelope(
+        f"{CHANNEL}commentary to=functions.{{name}} <|constrain|>json{MESSAGE}", "", single=True
+    )
 
     def run(self, reader: Reader) -> Step[None]:
         """See ToolParser."""

@@ -8,6 +8,7 @@ import warnings
 from typing import Any, ClassVar
 
 from llmserve.parsers.base import ToolParser
+from llmserve.parsers.call_grammar import Envelope
 from llmserve.parsers.json_text import dumps
 from llmserve.parsers.reader import Reader, Step
 
@@ -31,6 +32,9 @@ class Pythonic(ToolParser):
     markers = ("<|python_start|>", "<|python_end|>")
     starts_bare: ClassVar[bool] = True
     brackets: ClassVar[bool] = True
+    envelope: ClassVar[Envelope | None] = Envelope(
+        "{name}(", ")", style="python", before="[", between=", ", after="]"
+    )
 
     def run(self, reader: Reader) -> Step[None]:
         """See ToolParser."""
@@ -93,6 +97,9 @@ class Lfm2(Pythonic):
     closer = "<|tool_call_end|>"
     markers = ("<|tool_call_start|>", "<|tool_call_end|>")
     starts_bare = False
+    envelope = Envelope(
+        "{name}(", ")", style="python", before=f"{openers[0]}[", between=", ", after=f"]{closer}"
+    )
 
 
 class Olmo3(Pythonic):
@@ -102,6 +109,14 @@ class Olmo3(Pythonic):
     closer = "</function_calls>"
     markers = ("<function_calls>", "</function_calls>")
     starts_bare = brackets = False
+    envelope = Envelope(
+        "{name}(",
+        ")",
+        style="python",
+        before=f"{openers[0]}\n",
+        between="\n",
+        after=f"\n{closer}",
+    )
 
 
 def _read_literal(reader: Reader) -> Step[str | None]:

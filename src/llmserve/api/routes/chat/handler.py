@@ -79,10 +79,10 @@ async def _create(
     last = messages[-1]
     continued = last["content"] if body.continue_final_message else None
     parsing = _parsing(state, tools, prompt_text, continued)
-    grammar = await grammar_for(llm, body, tools, state.parsers, prompt_text, continued)
+    grammar, thinks = await grammar_for(llm, body, tools, state.parsers, prompt_text, continued)
     budget = await budget_for(
         llm,
-        thinking.budget,
+        thinking.budget if thinks else None,
         thinking.param,
         state.parsers,
         prompt_text if continued is None else continued,

@@ -60,7 +60,7 @@ async def _create(
         ids = await _encode(llm, body, prompt, truncation)
         budget = await budget_for(
             llm,
-            body.thinking_token_budget,
+            body.thinking_token_budget if grammar is None else None,
             "thinking_token_budget",
             state.parsers,
             _text(llm, prompt, ids),
