@@ -2,7 +2,8 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """Clients that cannot live in our own environment: `make test-clients` installs and runs them.
 
-Each is a program that gets the server's address and fails where an answer is not as it should be.
+Each is a program that gets the addresses of a server and of one whose model thinks, and fails where
+an answer is not as it should be.
 """
 
 import os
@@ -23,9 +24,9 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_program(server: Server, name: str) -> None:
+def test_program(server: Server, thinker: Server, name: str) -> None:
     run = subprocess.run(
-        [*PROGRAMS[name], str(HERE / name), f"{server.url}/v1"],
+        [*PROGRAMS[name], str(HERE / name), f"{server.url}/v1", f"{thinker.url}/v1"],
         env=os.environ | {"NODE_PATH": str(THEIRS / "node_modules")},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

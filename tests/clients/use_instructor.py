@@ -18,7 +18,7 @@ class Weather(BaseModel):
 
 
 def main() -> None:
-    """A model of the answer, by both ways that need no tools; whole, in part, and with its raw."""
+    """A model of the answer, by a schema and by a tool; whole, in part, and with its raw."""
     client = openai.OpenAI(base_url=sys.argv[1], api_key="none", max_retries=0)
     asked = {"model": "tiny", "messages": [{"role": "user", "content": "Now"}], "seed": 1}
     made = instructor.from_openai(client, mode=instructor.Mode.JSON_SCHEMA)
@@ -28,6 +28,23 @@ def main() -> None:
     assert isinstance(answer, Weather) and raw.usage.completion_tokens > 0
     parts = list(made.chat.completions.create_partial(response_model=Weather, **asked))
     assert parts[-1].model_dump() == answer.model_dump()
+    by_tool = instructor.from_openai(client, mode=instructor.Mode.TOOLS)
+    assert isinstance(
+        by_tool.chat.completions.create(response_model=Weather, max_retries=0, **asked), Weather
+    )
+    parts = list(by_tool.chat.completions.create_partial(response_model=Weather, **asked))
+    Weather.model_validate(parts[-1].model_dump())
+    thinker = instructor.from_openai(
+        openai.OpenAI(base_url=sys.argv[2], api_key="none", max_retries=0),
+        mode=instructor.Mode.JSON_SCHEMA,
+    )
+    answer = thinker.chat.completions.create(
+        response_model=Weather,
+        max_retries=0,
+        extra_body={"thinking_token_budget": 5},
+        **asked,
+    )
+    assert isinstance(answer, Weather)
     print("all is well")
 
 

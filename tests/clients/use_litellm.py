@@ -3,6 +3,7 @@
 """Everyday operations of litellm. Run by others.py, in an environment that has litellm."""
 
 import asyncio
+import json
 import sys
 from typing import Any
 
@@ -22,6 +23,61 @@ def raised(kind: type[Exception], **asked: Any) -> Exception:
     raise AssertionError(f"{asked} was not refused")
 
 
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Paris", "Rome"]}, "days": {"enum": [1, 2]}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+
+
+def is_weather(text: str) -> bool:
+    """Whether it is one of the schema's few values."""
+    value = json.loads(text)
+    return value["city"] in ("Paris", "Rome") and value["days"] in (1, 2)
+
+
+def use_tools(asked: dict[str, Any]) -> None:
+    """Called, streamed, and answered."""
+    function = {"name": "weather", "parameters": SCHEMA, "strict": True}
+    tools = {"tools": [{"type": "function", "function": function}], "tool_choice": "required"}
+    tools["parallel_tool_calls"] = False
+    whole = litellm.completion(**asked, **tools).choices[0]
+    [call] = whole.message.tool_calls
+    assert whole.finish_reason == "tool_calls" and is_weather(call.function.arguments)
+    chunks = list(litellm.completion(**asked, **tools, stream=True))
+    rebuilt = litellm.stream_chunk_builder(chunks, messages=MESSAGES).choices[0].message
+    assert rebuilt.tool_calls[0].function.arguments == call.function.arguments
+    history = [*MESSAGES, whole.message.model_dump()]
+    history.append({"role": "tool", "tool_call_id": call.id, "content": "sunny"})
+    replay = asked | {"messages": history, "max_tokens": 4}
+    assert litellm.completion(**replay).usage.completion_tokens <= 4
+
+
+def use_shapes(asked: dict[str, Any]) -> None:
+    """An answer of a given shape."""
+    shape = {"name": "weather", "strict": True, "schema": SCHEMA}
+    form = {"type": "json_schema", "json_schema": shape}
+    made = litellm.completion(**asked, response_format=form)
+    assert is_weather(made.choices[0].message.content)
+
+
+def use_reasoning() -> None:
+    """Whole and streamed, within a budget."""
+    messages = [*MESSAGES, {"role": "assistant", "content": "<think>"}]
+    body = {"add_generation_prompt": False, "continue_final_message": True}
+    asked = COMMON | {"api_base": sys.argv[2], "model": MODEL, "messages": messages, "seed": 5}
+    asked |= {"max_tokens": 30, "extra_body": body | {"thinking_token_budget": 6}}
+    whole = litellm.completion(**asked)
+    message = whole.choices[0].message
+    assert message.content and message.reasoning_content
+    assert whole.usage.completion_tokens_details.reasoning_tokens <= 6 + 8
+    chunks = list(litellm.completion(**asked, stream=True))
+    rebuilt = litellm.stream_chunk_builder(chunks, messages=messages).choices[0].message
+    assert rebuilt.reasoning_content == message.reasoning_content
+    assert rebuilt.content == message.content
+
+
 def main() -> None:
     """Whole, streamed, asynchronous, embedded in a router; and what refusals become."""
     for provider in ("openai", "hosted_vllm"):
@@ -37,6 +93,9 @@ def main() -> None:
         assert rebuilt.usage.completion_tokens == whole.usage.completion_tokens
         text = asyncio.run(litellm.acompletion(**asked, seed=3)).choices[0].message.content
         assert text == whole.choices[0].message.content
+        use_tools(COMMON | {"model": f"{provider}/tiny", "messages": MESSAGES, "seed": 1})
+        use_shapes(COMMON | {"model": f"{provider}/tiny", "messages": MESSAGES, "seed": 1})
+    use_reasoning()
     logprobs = litellm.completion(
         **COMMON, model=MODEL, messages=MESSAGES, max_tokens=2, logprobs=True, top_logprobs=2
     )

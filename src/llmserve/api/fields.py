@@ -40,6 +40,7 @@ INT64_MAX = 2**63 - 1
 MAX_LOGIT_BIAS = 100.0
 MAX_TOP_LOGPROBS = 1 << 20  # the model's own limit, usually 20, is checked by the engine's front
 MAX_IGNORED_NAMES = 20
+MAX_TEMPLATE_CHARS = 1 << 18
 _MAX_SALT_CHARS = 128
 _NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 

@@ -171,7 +171,7 @@ class _Writer:
             return f"({pair} ({comma} {pair})*)?"
         required = _list(schema.get("required"))
         first = rest = '""'  # before and after some member, from the last one backwards
-        for name, part in reversed(properties.items()):
+        for name, part in reversed([*properties.items()]):
             if not _PLAIN.fullmatch(name) and (named or not self._python):
                 continue
             member = self._rule(f"{_quote(self._key(name, named))} {self._value(part)}")

@@ -10,10 +10,9 @@ from pydantic import Field
 from llmserve.api.answer import json_response
 from llmserve.api.chat_messages import check_template_kwargs, read_messages
 from llmserve.api.errors import invalid_type, invalid_value, missing
-from llmserve.api.fields import RequestBody, read_json
+from llmserve.api.fields import MAX_TEMPLATE_CHARS, RequestBody, read_json
 from llmserve.api.logprobs import TokenNames
 from llmserve.api.openapi import MESSAGES, STRING, TEXT, TOKENS, described, nullable
-from llmserve.api.routes.chat.schema import MAX_TEMPLATE_CHARS
 from llmserve.api.state import AppState, state_of
 from llmserve.api.tools import read_tools
 from llmserve.errors import RequestError

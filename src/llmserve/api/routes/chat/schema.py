@@ -7,10 +7,15 @@ from typing import Any, Literal
 from pydantic import Field
 
 from llmserve.api.errors import invalid_value
-from llmserve.api.fields import INT64_MAX, MAX_TOP_LOGPROBS, GenerationBody, TokenLimit
+from llmserve.api.fields import (
+    INT64_MAX,
+    MAX_TEMPLATE_CHARS,
+    MAX_TOP_LOGPROBS,
+    GenerationBody,
+    TokenLimit,
+)
 from llmserve.api.reasoning import Thinking, read_thinking
 
-MAX_TEMPLATE_CHARS = 1 << 18
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
