@@ -40,4 +40,5 @@ def server(running: Server) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def thinker(weights: Path) -> Iterator[Server]:
     """A server that takes its model for one that thinks, and calls as Gemma does."""
-    yield from _serve(weights, "--reasoning-parser", "think", "--tool-call-parser", "gemma4")
+    flags = ["--reasoning-parser", "think", "--tool-call-parser", "gemma4"]
+    yield from _serve(weights, *flags, "--trust-request-chat-template")

@@ -5,8 +5,13 @@
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import openai
 import pytest
+from langchain_openai import ChatOpenAI
+from pydantic_ai import Agent
+from pydantic_ai.models.openai import OpenAIChatModel, OpenAIChatModelSettings
+from pydantic_ai.providers.openai import OpenAIProvider
 
 from tests.helpers.server import Server
 
@@ -29,6 +34,11 @@ def _ask(**fields: Any) -> dict[str, Any]:
         | fields
         | {"extra_body": extra}
     )
+
+
+# A template of the client's own, which the server trusts, opens it
+OPENING = "{% for m in messages %}{{ m.content }}\n{% endfor %}<think>\n"
+EXTRA = {"chat_template": OPENING, "thinking_token_budget": 6}
 
 
 @pytest.mark.parametrize(
@@ -77,3 +87,32 @@ def test_completions_have_budgets(client: openai.OpenAI) -> None:
         model="tiny", prompt="hi <think>", max_tokens=40, extra_body={"thinking_token_budget": 4}
     )
     assert "</think>" in made.choices[0].text
+
+
+async def test_pydantic_ai(thinker: Server) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{thinker.url}/v1", api_key="none") as client:
+        agent = Agent(
+            OpenAIChatModel("tiny", provider=OpenAIProvider(openai_client=client)),
+            model_settings=OpenAIChatModelSettings(max_tokens=30, seed=5, extra_body=EXTRA),
+        )
+        run = await agent.run("hi")
+        async with agent.run_stream("hi") as stream:
+            assert await stream.get_output() == run.output
+            streamed = stream.response
+    parts = {part.part_kind: part for part in run.response.parts}
+    assert set(parts) == {"thinking", "text"}
+    assert {part.part_kind: part.content for part in streamed.parts} == {
+        kind: part.content for kind, part in parts.items()
+    }
+
+
+def test_langchain(thinker: Server) -> None:
+    with httpx.Client() as http:
+        model = ChatOpenAI(
+            model="tiny", base_url=f"{thinker.url}/v1", api_key="none", http_client=http,  # type: ignore[arg-type]
+            max_retries=0, seed=5, max_tokens=30, extra_body=EXTRA, stream_usage=True,  # type: ignore[call-arg]
+        )  # fmt: skip
+        whole = model.invoke("hi")
+        chunks = list(model.stream("hi"))
+    assert whole.content and "".join(str(chunk.content) for chunk in chunks) == whole.content
+    assert whole.usage_metadata and whole.usage_metadata["output_token_details"]["reasoning"] >= 6
