@@ -32,6 +32,23 @@ def test_an_assistant_may_have_said_nothing() -> None:
         assert read_messages([message]) == [{"role": "assistant", "content": ""}]
 
 
+def test_parts_of_reasoning_are_an_assistants() -> None:
+    content = [
+        {"type": "thinking", "thinking": "a"},
+        {"type": "text", "text": "x"},
+        {"type": "thinking", "thinking": "b", "signature": "s"},
+    ]
+    [read] = read_messages([{"role": "assistant", "content": content}])
+    assert read == {
+        "role": "assistant", "content": "x", "reasoning": "a\nb", "reasoning_content": "a\nb"
+    }  # fmt: skip
+    [read] = read_messages([{"role": "assistant", "content": content, "reasoning": "own"}])
+    assert read["reasoning"] == read["reasoning_content"] == "own"
+    with pytest.raises(RequestError) as info:
+        read_messages([{"role": "user", "content": content}])
+    assert info.value.param == "messages[0].content[0].type"
+
+
 @pytest.mark.parametrize(
     ("message", "param", "code"),
     [

@@ -46,7 +46,9 @@ def _read(message: object, path: str) -> dict[str, Any]:
     content = message.get("content")
     if content is None and role != "assistant":
         raise missing(f"{path}.content")
-    kept: dict[str, Any] = {"role": role, "content": _content(content, f"{path}.content")}
+    thoughts: list[str] | None = [] if role == "assistant" else None
+    text = _content(content, f"{path}.content", thoughts)
+    kept: dict[str, Any] = {"role": role, "content": text}
     for name in _KEPT_STRINGS:
         extra = message.get(name)
         if extra is None:
@@ -58,6 +60,8 @@ def _read(message: object, path: str) -> dict[str, Any]:
         if message.get("tool_calls"):
             kept["tool_calls"] = _calls(message["tool_calls"], f"{path}.tool_calls")
         thought = kept.get("reasoning", kept.get("reasoning_content"))
+        if thought is None and thoughts:
+            thought = "\n".join(thoughts)
         if thought is not None:  # templates read either name
             kept["reasoning"] = kept["reasoning_content"] = thought
     return kept
@@ -126,7 +130,8 @@ def _short_id(id: str, length: int) -> str:
     return hashlib.sha256(id.encode()).hexdigest()[:length]
 
 
-def _content(content: object, path: str) -> str:
+def _content(content: object, path: str, thoughts: list[str] | None) -> str:
+    """The text; parts of reasoning go to `thoughts`, where there may be some."""
     if content is None:
         return ""
     if isinstance(content, str):
@@ -146,18 +151,24 @@ def _content(content: object, path: str) -> str:
             raise missing(f"{where}.type")
         if not isinstance(kind, str):
             raise invalid_type(f"{where}.type", "a string", kind)
-        if kind not in _TEXT_PARTS:
+        name = _TEXT_PARTS.get(kind)
+        if kind == "thinking" and thoughts is not None:
+            name = kind
+        if name is None:
             raise RequestError(
                 f"Unsupported content part: '{kind[:64]}' at {where}; this server takes text only.",
                 param=f"{where}.type",
                 code="unsupported_parameter",
             )
-        text = part.get(_TEXT_PARTS[kind])
+        text = part.get(name)
         if text is None:
-            raise missing(f"{where}.{_TEXT_PARTS[kind]}")
+            raise missing(f"{where}.{name}")
         if not isinstance(text, str):
-            raise invalid_type(f"{where}.{_TEXT_PARTS[kind]}", "a string", text)
-        texts.append(text)
+            raise invalid_type(f"{where}.{name}", "a string", text)
+        if kind == "thinking" and thoughts is not None:
+            thoughts.append(text)
+        else:
+            texts.append(text)
     return "\n".join(texts)
 
 

@@ -23,6 +23,7 @@ from llmserve.api.errors import (
     invalid_value,
     unsupported,
 )
+from llmserve.core.messages import ModelInfo
 from llmserve.core.sampling_params import (
     MAX_BAD_WORDS,
     MAX_LOGPROB_IDS,
@@ -351,6 +352,10 @@ class GenerationBody(RequestBody):
         if tokens == -1:
             tokens = max(1, max_model_len - max(1, max_tokens or 1))
         return Truncation(tokens, self.truncation_side == "left")
+
+    def unread(self, model: ModelInfo) -> list[str]:
+        """Fields that this server has no use for."""
+        return [] if model.has_priorities or not self.priority else ["priority"]
 
     @property
     def beam(self) -> BeamOptions | None:

@@ -215,6 +215,7 @@ class ModelInfo(msgspec.Struct, kw_only=True):
     max_num_queued_reqs: int = 0  # what waits at most; 0 is no limit
     max_num_queued_tokens: int = 0  # the same in prompt tokens
     on_gpu: bool = False
+    has_priorities: bool = False  # requests' priorities say who runs first
 
 
 class EngineReady(msgspec.Struct, array_like=True, tag="ready"):

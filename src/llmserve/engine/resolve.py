@@ -238,4 +238,5 @@ def _model_info(
         max_num_queued_reqs=config.scheduler.max_num_queued_reqs,
         max_num_queued_tokens=config.scheduler.max_num_queued_tokens,
         on_gpu=device.kind != "cpu",
+        has_priorities=config.scheduler.scheduling_policy == "priority",
     )

@@ -109,13 +109,15 @@ class Continuation:
         self.index = index
         self.include_stop = params.include_stop_str_in_output
         self.text: OutputText | ParsedText | None = None
+        self.counter: ParsedText | None = None
         if params.detokenize and tokenizer is not None:
             ids, parsing = request.prompt_token_ids, request.parsing
-            self.text = (
-                OutputText(tokenizer, params, ids)
-                if parsing is None
-                else ParsedText(tokenizer, params, ids, parsing)
-            )
+            if parsing is None or parsing.counts:
+                self.text = OutputText(tokenizer, params, ids)
+            else:
+                self.text = ParsedText(tokenizer, params, ids, parsing)
+            if parsing is not None and parsing.counts:
+                self.counter = ParsedText(tokenizer, params.clone(stop=[]), ids, parsing)
         self.wants_logprobs = params.logprobs is not None
         detection = params.repetition_detection
         self.repetition = RepetitionSearch(detection) if detection else None
@@ -174,6 +176,9 @@ class Continuation:
             and bool(ids)
         )  # the engine stops at tokens, and the one it stopped at is no text
         used = self.text.feed(ids[:-1] if hidden else ids)
+        if self.counter is not None:
+            self.counter.feed(ids[:used])
+            self.counter.take()
         if isinstance(self.text, ParsedText):
             self._add_parts(self.text, hidden)
             return None if self.text.stop_reason is None else used
@@ -204,6 +209,9 @@ class Continuation:
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
         )
+        if self.counter is not None:
+            delta.num_reasoning, self.counter.num_reasoning = self.counter.num_reasoning, 0
+            self.counter.hidden.clear()
         if parsed is not None:
             delta.parts, self.out_parts = self.out_parts, []
             delta.hidden, parsed.hidden = parsed.hidden, []

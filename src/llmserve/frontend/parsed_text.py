@@ -14,10 +14,14 @@ from llmserve.parsers.reader import join_parts
 
 
 class Parsing(NamedTuple):
-    """How a request's output is parsed. `shown` are special tokens that are text to the parser."""
+    """How a request's output is parsed. `shown` are special tokens that are text to the parser.
+
+    One that only `counts` leaves the text as it is and counts the tokens of reasoning.
+    """
 
     new_parser: Callable[[], OutputParser]
     shown: Mapping[int, str]
+    counts: bool = False
 
 
 def shown_tokens(tokenizer: Tokenizer, markers: frozenset[str]) -> dict[int, str]:

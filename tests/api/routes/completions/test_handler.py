@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from tests.helpers.api import TOKENIZER, open_api
+from tests.helpers.api import TOKENIZER, events, open_api
 
 
 async def test_every_key_of_the_body_and_its_nulls() -> None:
@@ -183,3 +183,31 @@ async def test_truncation(fields: dict[str, object], kept: slice, as_text: bool)
         assert short.json()["usage"]["prompt_tokens"] == 2
         named = await api.complete("ab", truncation_side="right")
         assert named.headers["x-llmserve-ignored"] == "truncation_side"
+
+
+async def test_reasoning_is_counted_and_stays_in_the_text() -> None:
+    async with open_api(reasoning_parser="think") as api:
+        api.engine.answer = lambda request: "<think>hmm</think>So."
+        for n in (1, 2):
+            whole = (await api.complete(n=n)).json()
+            assert [choice["text"] for choice in whole["choices"]] == ["<think>hmm</think>So."] * n
+            counted = whole["usage"]["completion_tokens_details"]["reasoning_tokens"]
+            assert counted == n * (len("hmm</think>") - 1)  # a token a byte: all but the last one
+        options = {"stream": True, "stream_options": {"include_usage": True}}
+        usage = events((await api.complete(n=2, **options)).text)[-2]["usage"]
+        assert usage["completion_tokens_details"] == whole["usage"]["completion_tokens_details"]
+        api.engine.answer = lambda request: "hmm</think>So."
+        opened = (await api.complete("x <think>")).json()["usage"]
+        assert opened["completion_tokens_details"]["reasoning_tokens"] == counted / 2
+        none = (await api.complete("x")).json()["usage"]
+        assert none["completion_tokens_details"] is None
+
+
+async def test_a_priority_that_orders_nothing_is_named() -> None:
+    async with open_api() as api:
+        assert (await api.complete(priority=3)).headers["x-llmserve-ignored"] == "priority"
+        assert (await api.chat(priority=3)).headers["x-llmserve-ignored"] == "priority"
+        assert "x-llmserve-ignored" not in (await api.chat(priority=0)).headers
+        assert api.state.llm is not None
+        api.state.llm.model.has_priorities = True
+        assert "x-llmserve-ignored" not in (await api.chat(priority=3)).headers

@@ -107,7 +107,7 @@ async def _create(
         parsing=parsing,
     )
     generation = Generation([stream], body.n)
-    headers = ChatBody.ignored(raw, unread)
+    headers = ChatBody.ignored(raw, [*unread, *body.unread(llm.model)])
     add_ignored(headers, params.grammar)
     if clamped is not None:
         headers["x-llmserve-max-tokens"] = str(clamped)

@@ -3,7 +3,8 @@
 """POST /v1/completions."""
 
 from contextlib import ExitStack
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from fastapi import APIRouter, Request, Response
 
@@ -21,6 +22,7 @@ from llmserve.api.structured import add_ignored, grammar_of
 from llmserve.core.sampling_params import SamplingParams
 from llmserve.frontend.async_llm import AsyncLLM
 from llmserve.frontend.input_processor import Truncation
+from llmserve.frontend.parsed_text import Parsing
 from llmserve.utils.logger import get_logger
 
 logger = get_logger(__name__)
@@ -39,6 +41,14 @@ async def create_completion(request: Request) -> Response:
     return await state.watched(request.receive, _create(request, state, llm, raw))
 
 
+class _Prompt(NamedTuple):
+    """One prompt, ready to go."""
+
+    ids: list[int]
+    params: SamplingParams
+    parsing: Parsing | None
+
+
 async def _create(
     request: Request, state: AppState, llm: AsyncLLM, raw: dict[str, Any]
 ) -> Response:
@@ -50,20 +60,21 @@ async def _create(
     answer = Answer(
         request, body, llm, model, state.server, prefix="cmpl-", chunk_kind="text_completion"
     )
-    headers = CompletionBody.ignored(raw)
+    headers = CompletionBody.ignored(raw, body.unread(llm.model))
     truncation = body.truncation(llm.model.max_model_len, body.limit.value)
-    encoded: list[tuple[list[int], SamplingParams]] = []
+    encoded: list[_Prompt] = []
     clamps: list[int] = []
     grammar = await grammar_of(llm, body)
     args = llm.input_processor.read_extra_args(body.vllm_xargs)
     for prompt in prompts:
         ids = await _encode(llm, body, prompt, truncation)
+        text = _text(llm, prompt, ids)
         budget = await budget_for(
             llm,
             body.thinking_token_budget if grammar is None else None,
             "thinking_token_budget",
             state.parsers,
-            _text(llm, prompt, ids),
+            text,
             False,
             False,
         )
@@ -72,20 +83,24 @@ async def _create(
             prompt_len=len(ids),
             param="prompt",
         )
-        encoded.append((ids, params))
+        parsing = None
+        if state.parsers.reasoning is not None:
+            new_parser = partial(state.parsers.make, None, text, False)
+            parsing = Parsing(new_parser, state.shown_tokens, counts=True)
+        encoded.append(_Prompt(ids, params, parsing))
         if clamped is not None and body.max_tokens is not None:
             clamps.append(clamped)
     add_ignored(headers, grammar)
     if clamps:
         headers["x-llmserve-max-tokens"] = str(min(clamps))
     if state.server.enable_log_requests:
-        lengths = [len(ids) for ids, _ in encoded]
+        lengths = [len(one.ids) for one in encoded]
         logger.info("request %s: %s prompt tokens", answer.request_id, lengths)
     generation = await _submit(llm, body, answer.request_id, encoded)
     names = TokenNames(llm.tokenizer, body.return_tokens_as_token_ids)
     echoes = [
-        _echo(llm, body, prompt if truncation is None else ids)
-        for prompt, (ids, _) in zip(prompts, encoded, strict=True)
+        _echo(llm, body, prompt if truncation is None else one.ids)
+        for prompt, one in zip(prompts, encoded, strict=True)
     ]
     if body.stream:
         writer = CompletionWriter(answer, body, generation, names, echoes)
@@ -132,17 +147,18 @@ async def _submit(
     llm: AsyncLLM,
     body: CompletionBody,
     request_id: str,
-    encoded: list[tuple[list[int], SamplingParams]],
+    encoded: list[_Prompt],
 ) -> Generation:
     streams: list[Stream] = []
     with ExitStack() as on_failure:
-        for index, (ids, params) in enumerate(encoded):
+        for index, one in enumerate(encoded):
             stream = await submit(
                 llm,
                 body,
-                ids,
-                params,
+                one.ids,
+                one.params,
                 request_id=f"{request_id}-{index}" if len(encoded) > 1 else request_id,
+                parsing=one.parsing,
             )
             on_failure.callback(stream.abort)
             streams.append(stream)
