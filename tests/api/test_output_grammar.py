@@ -108,6 +108,7 @@ def test_every_format_compiles_and_its_parser_reads_what_it_accepts(name: str) -
         "glm_xml": "<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n",
         "python": "a=1",
         "gemma": "{a:1}",
+        "functiongemma": "{a:1}",
     }[envelope.style]
     begin = envelope.begin.replace("{name}", "f") + ("7" + envelope.numbered) * bool(
         envelope.numbered

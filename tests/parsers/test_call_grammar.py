@@ -24,7 +24,11 @@ WRITTEN = {
     "glm_xml": "<arg_key>s</arg_key>\n<arg_value>{s}</arg_value>\n<arg_key>i</arg_key>\n"
     "<arg_value>{i}</arg_value>\n",
 }
-LITERALS = {"python": 's="é \\"<x", i=5', "gemma": '{s:<|"|>é "<x<|"|>,i:5}'}
+LITERALS = {
+    "python": 's="é \\"<x", i=5',
+    "gemma": '{s:<|"|>é "<x<|"|>,i:5}',
+    "functiongemma": '{s:<escape>é "<x<escape>,i:5}',
+}
 
 
 def sentences(part: dict[str, Any]) -> str:
@@ -46,7 +50,10 @@ def sentences(part: dict[str, Any]) -> str:
             tags = part["tags"][:1] if part["stop_after_first"] else part["tags"]
             return str(part["separator"]).join(map(sentences, tags))
         case "grammar":
-            return LITERALS["gemma" if '"{" ' in part["grammar"].partition("\n")[0] else "python"]
+            for style, sign in (("functiongemma", "<escape>"), ("gemma", '<|\\"|>')):
+                if sign in part["grammar"]:
+                    return LITERALS[style]
+            return LITERALS["python"]
         case "json_schema":
             text = WRITTEN[part["style"]]
             return text if part["style"] == "json" else text.format(**VALUES)

@@ -53,7 +53,7 @@ SCHEMAS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("name", ["pythonic", "lfm2", "olmo3", "gemma4"])
+@pytest.mark.parametrize("name", ["pythonic", "lfm2", "olmo3", "gemma4", "functiongemma"])
 def test_what_is_written_is_a_valid_call(name: str) -> None:
     rng = random.Random(8)
     finished = 0
@@ -113,6 +113,6 @@ def test_a_schema_that_is_none_raises_nothing(keyword: str) -> None:
     """Whoever compiles the grammar says what is wrong with it."""
     for junk in (None, 5, -1, "x", "#/a/b", [], {}, [{}], {"a": 5}, {"a": {"minItems": "x"}}):
         for schema in ({keyword: junk}, {"properties": {"a": {"type": "array", keyword: junk}}}):
-            for style in ("python", "gemma"):
+            for style in ("python", "gemma", "functiongemma"):
                 assert literal_grammar(schema, style).startswith("root ::= ")  # type: ignore[arg-type]
             list(unbound(schema))

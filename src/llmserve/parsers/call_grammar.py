@@ -7,7 +7,7 @@ of xgrammar.structural_tag.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from llmserve.parsers.literal_grammar import Style, literal_grammar
 
@@ -16,7 +16,7 @@ Schemas = Mapping[str, Mapping[str, Any]]
 
 _SPACE: Format = {"type": "regex", "pattern": "[ \\n]{0,4}"}
 _ANY_TEXT: Format = {"type": "any_text"}
-_LITERALS: dict[str, Style] = {"python": "python", "gemma": "gemma"}
+_LITERALS: dict[str, Style] = {name: name for name in get_args(Style)}
 
 
 class Thought(NamedTuple):

@@ -185,7 +185,7 @@ def read_call(reader: Reader, keys: tuple[str, ...], *, bare: bool) -> Step[Outc
         pieces: list[str] = []
         if not (yield from read_value(reader, pieces.append)):
             return "none"
-        if key in ("name", "function"):
+        if key in ("name", "function", "tool_name"):
             value = loads("".join(pieces))
             name = value if isinstance(value, str) else None
             if name is None or not reader.allows(name):

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
-Style = Literal["python", "gemma"]
+Style = Literal["python", "gemma", "functiongemma"]
 
 _TYPES = ("string", "integer", "number", "boolean", "null", "array", "object")
 _KNOWN = {
@@ -31,6 +31,7 @@ class _Words(NamedTuple):
     comma: str
     colon: str  # between key and value of an object
     string: str  # the rule
+    quote: str  # around texts of the schema; "" is as in JSON
     key: str  # the rule of a key that the schema does not name
     true: str
     false: str
@@ -40,12 +41,17 @@ class _Words(NamedTuple):
 _STYLES = {
     "python": _Words(
         ", ", ": ",
-        r'string ::= "\"" ([^"\\\x00-\x1f] | "\\" ["\\nt])* "\""',
+        r'string ::= "\"" ([^"\\\x00-\x1f] | "\\" ["\\nt])* "\""', "",
         "key ::= string", "True", "False", "None",
     ),
     "gemma": _Words(
         ",", ":",
-        r"""string ::= "<|\"|>" ([^<] | "<" [^<|])* "<|\"|>" """.rstrip(),
+        r"""string ::= "<|\"|>" ([^<] | "<" [^<|])* "<|\"|>" """.rstrip(), '<|"|>',
+        "key ::= [A-Za-z_] [A-Za-z0-9_]{0,63}", "true", "false", "null",
+    ),
+    "functiongemma": _Words(
+        ",", ":",
+        'string ::= "<escape>" ([^<] | "<" [^<e])* "<escape>"', "<escape>",
         "key ::= [A-Za-z_] [A-Za-z0-9_]{0,63}", "true", "false", "null",
     ),
 }  # fmt: skip

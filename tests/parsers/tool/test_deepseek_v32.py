@@ -44,6 +44,16 @@ def test_parse_undoes_render(content: str, calls: list[dict[str, Any]], outer: s
     assert (found.content, loaded(found)) == (content, [("f", value) for value in calls])
 
 
+@given(PLAIN.filter(bool), st.lists(ARGUMENTS, min_size=1, max_size=2))
+def test_spaces_after_the_bars(content: str, calls: list[dict[str, Any]]) -> None:
+    text = render(content, calls, "calls")
+    for tag in ("calls", "invoke", "parameter"):
+        for begin in ("<｜DSML｜", "</｜DSML｜"):
+            text = text.replace(begin + tag, f"{begin} {tag}")
+    found = Output("deepseek_v41").check_law(text, every_cut=False)
+    assert (found.content, loaded(found)) == (content, [("f", value) for value in calls])
+
+
 @pytest.mark.parametrize(
     ("attribute", "text", "value"),
     [

@@ -45,6 +45,15 @@ def test_parse_undoes_render(content: str, calls: list[dict[str, Any]]) -> None:
     assert loaded(found) == [("f", value) for value in calls]
 
 
+@given(PLAIN, st.lists(ARGUMENTS, max_size=2))
+def test_functiongemma(content: str, calls: list[dict[str, Any]]) -> None:
+    begin, end = "<start_function_call>call:f", "<end_function_call>"
+    text = content + "".join(begin + literal(value) + end for value in calls)
+    text = text.replace(QUOTE, "<escape>")
+    found = Output("functiongemma").check_law(text, every_cut=False)
+    assert (found.content, loaded(found)) == (content, [("f", value) for value in calls])
+
+
 @pytest.mark.parametrize(
     ("body", "value"),
     [

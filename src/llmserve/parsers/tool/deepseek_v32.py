@@ -3,6 +3,7 @@
 """DeepSeek V3.2 and V4: DSML, whose arguments say whether they are text or JSON."""
 
 import re
+from typing import ClassVar
 
 from llmserve.parsers.call_grammar import Envelope
 from llmserve.parsers.schema_values import TEXT
@@ -28,7 +29,7 @@ class DeepseekV32(XmlCalls):
         quoted("name", "key") + r"(\s{0,8}string=[\"']?(?P<string>true|false)[\"']?)?\s{0,8}>"
     )
 
-    envelope = Envelope(
+    envelope: ClassVar[Envelope | None] = Envelope(
         '<｜DSML｜invoke name="{name}">\n',
         "</｜DSML｜invoke>\n",
         style="deepseek_xml",
@@ -39,3 +40,25 @@ class DeepseekV32(XmlCalls):
     def value_types(self, tag: re.Match[str], schema: object) -> frozenset[str] | None:
         """See XmlCalls."""
         return TEXT if tag["string"] == "true" else None
+
+
+class DeepseekV4(DeepseekV32):
+    """What grammars make for V4."""
+
+    envelope = Envelope(
+        '<｜DSML｜invoke name="{name}">\n',
+        "</｜DSML｜invoke>\n",
+        style="deepseek_xml",
+        before="<｜DSML｜tool_calls>\n",
+        after="</｜DSML｜tool_calls>",
+    )
+
+
+class DeepseekV41(DeepseekV32):
+    """V4.1 has a space after each pair of bars."""
+
+    openers = ("<｜DSML｜ calls>", "<｜DSML｜ invoke")
+    closers = ("</｜DSML｜ calls>",)
+    call_opener, call_closer = "<｜DSML｜ invoke", "</｜DSML｜ invoke>"
+    argument_opener, argument_closer = "<｜DSML｜ parameter", "</｜DSML｜ parameter>"
+    envelope = None

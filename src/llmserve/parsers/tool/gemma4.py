@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
-"""Gemma 4: `call:NAME{key:value}` in tags, with literals of its own."""
+"""Gemma 4 and FunctionGemma: `call:NAME{key:value}` in tags, with literals of their own."""
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 from llmserve.parsers.base import ToolParser
 from llmserve.parsers.call_grammar import Envelope
 from llmserve.parsers.json_text import dumps, loads
 from llmserve.parsers.reader import Markers, Reader, Step
 
-_OPENER, _CLOSER, _QUOTE = "<|tool_call>", "<tool_call|>", '<|"|>'
-_HEAD = re.compile(r"\s*(call\s*:)?\s*(?P<name>[^\s{}()<>:,]+)\s*(?=[{(]|<tool_call\|>)")
-_OUTSIDE, _INSIDE = Markers((_CLOSER, _QUOTE)), Markers((_QUOTE,))
+_HEAD = re.compile(
+    r"\s*(call\s*:)?\s*(?P<name>[^\s{}()<>:,]+)\s*(?=[{(]|<tool_call\|>|<end_function_call>)"
+)
 _TOKEN = re.compile(r"\s*([{}\[\]:,]|[^{}\[\]:,\s][^{}\[\]:,]*)")
 _DEPTH = 64
 
@@ -23,12 +23,15 @@ class Gemma4(ToolParser):
     `call:` or the brackets may be missing, and `(` may stand for `{`. A call is held until its end.
     """
 
-    openers = (_OPENER,)
-    markers = (_OPENER, _CLOSER, _QUOTE)
-    envelope = Envelope(f"{_OPENER}call:{{name}}", _CLOSER, style="gemma")
+    closer: ClassVar[str] = "<tool_call|>"
+    quote: ClassVar[str] = '<|"|>'
+    openers = ("<|tool_call>",)
+    markers = (*openers, closer, quote)
+    envelope = Envelope("<|tool_call>call:{name}", closer, style="gemma")
 
     def run(self, reader: Reader) -> Step[None]:
         """See ToolParser."""
+        outside, inside = Markers((self.closer, self.quote)), Markers((self.quote,))
         while (yield from self.next_opener(reader)):
             head = yield from reader.match(_HEAD)
             if head is None or not reader.allows(head["name"]):
@@ -36,11 +39,11 @@ class Gemma4(ToolParser):
                 continue
             pieces: list[str | None] = []  # text outside quotes; None and a text is a quoted one
             while True:
-                found = yield from _collect(reader, _OUTSIDE, pieces)
-                if found != _QUOTE:
+                found = yield from _collect(reader, outside, pieces)
+                if found != self.quote:
                     break
                 pieces.append(None)
-                found = yield from _collect(reader, _INSIDE, pieces)
+                found = yield from _collect(reader, inside, pieces)
                 if not found:
                     break
             arguments = _arguments(pieces) if found or reader.complete else None
@@ -50,6 +53,16 @@ class Gemma4(ToolParser):
             reader.commit()
             reader.call(head["name"])
             reader.arguments(dumps(arguments))
+
+
+class FunctionGemma(Gemma4):
+    """`<start_function_call>call:f{k:<escape>text<escape>}<end_function_call>`."""
+
+    closer = "<end_function_call>"
+    quote = "<escape>"
+    openers = ("<start_function_call>",)
+    markers = (*openers, closer, quote)
+    envelope = Envelope("<start_function_call>call:{name}", closer, style="functiongemma")
 
 
 def _collect(reader: Reader, ends: Markers, pieces: list[str | None]) -> Step[str]:
