@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmserve.errors import ConfigError
@@ -91,6 +91,7 @@ def test_aliases_lead_to_entries_and_hide_none() -> None:
 
 
 @pytest.mark.parametrize("name", TOOL_PARSERS)
+@settings(max_examples=50)
 @given(data=st.data())
 def test_no_output_raises_and_no_cut_matters(name: str, data: st.DataObject) -> None:
     parser = TOOL_PARSERS.load(name)
@@ -126,7 +127,7 @@ def test_a_million_hostile_characters_take_no_time(text: str) -> None:
             join(parser.feed(text) + parser.finish(True))
             return time.process_time() - start
 
-        few = max(min(cost(text[: len(text) // 10]) for _ in range(2)), 2e-3)
+        few = max(cost(text[: len(text) // 10]), 2e-3)
         assert cost(text) < 40 * few
 
 
@@ -211,7 +212,7 @@ def test_tokens_cost_the_same_in_long_outputs(
         parser.finish(True)
         return (time.process_time() - start) / tokens
 
-    few, some = (min(cost(tokens) for _ in range(3)) for tokens in (1_000, 10_000))
+    few, some = (min(cost(tokens) for _ in range(2)) for tokens in (1_000, 10_000))
     assert cost(100_000) < 4 * min(few, some)
 
 
