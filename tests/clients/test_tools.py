@@ -133,6 +133,40 @@ def test_who_must_not_call_does_not(client: openai.OpenAI) -> None:
     assert answer.choices[0].message.tool_calls is None
 
 
+def test_who_must_call_does(client: openai.OpenAI) -> None:
+    made = client.chat.completions.create(
+        model="tiny", messages=ASK, tools=[TOOL, OTHER], tool_choice="required", temperature=1.5,
+        n=24, parallel_tool_calls=False, max_tokens=120,
+    )  # fmt: skip
+    for choice in made.choices:
+        [call] = choice.message.tool_calls or []
+        if choice.finish_reason == "tool_calls":
+            assert call.type == "function"
+            arguments = json.loads(call.function.arguments)
+            assert arguments == {} if call.function.name == "time" else weather(**arguments)
+
+
+def test_reasoning_then_a_shape_or_a_call(thinker: Server) -> None:
+    shape = {"name": "verdict", "strict": True, "schema": {"enum": ["yes", "no"]}}
+    with openai.OpenAI(base_url=f"{thinker.url}/v1", api_key="-", max_retries=0) as client:
+        made = client.chat.completions.create(
+            model="tiny", messages=ASK, tools=[TOOL], n=12, temperature=1.5, max_tokens=150,
+            response_format={"type": "json_schema", "json_schema": shape},
+            extra_body={"thinking_token_budget": 4},
+        )  # fmt: skip
+    kinds = set()
+    for choice in made.choices:
+        if choice.message.tool_calls:
+            kinds.add("call")
+            call = choice.message.tool_calls[0]
+            assert call.type == "function" and call.function.name == "weather"
+        elif choice.finish_reason == "stop":
+            kinds.add("shape")
+            assert json.loads(choice.message.content or "") in ("yes", "no")
+    assert kinds <= {"call", "shape"} and kinds
+    thinker.check_idle()
+
+
 def test_calls_in_other_formats_are_forced(thinker: Server) -> None:
     """Reasoning comes first, within its budget; then the call."""
     with openai.OpenAI(base_url=f"{thinker.url}/v1", api_key="-", max_retries=0) as client:

@@ -2,7 +2,10 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 import random
 
+from tokenizers import AddedToken
+
 from llmserve.frontend.thinking import make_budget
+from llmserve.frontend.tokenizer import Tokenizer
 from llmserve.parsers.reasoning.think import Think
 from tests.helpers.api import byte_tokenizer
 from tests.helpers.frontend import byte_level
@@ -38,3 +41,13 @@ def test_pieces_are_enough_to_find_a_marker() -> None:
         assert seen == ("</think>" in text), text
         found += seen
     assert 50 < found < 200
+
+
+def test_a_marker_that_is_a_token_is_forced_as_one() -> None:
+    plain = byte_tokenizer()
+    plain._backend.add_special_tokens([AddedToken("<think>"), AddedToken("</think>")])
+    tokenizer = Tokenizer(plain._backend, plain.special_tokens)
+    budget = make_budget(tokenizer, Think("<think>", False), (), 7)
+    closer = tokenizer.token_id("</think>")
+    assert budget.endings == [[closer]]
+    assert budget.pieces[closer or 0] == b"</think>"
