@@ -155,6 +155,25 @@ def test_every_shape_comes_after_the_reasoning(asked: dict[str, Any]) -> None:
     assert not accepts(made, "yes") and not accepts(made, "so</think>maybe")
 
 
+def test_json_text_and_anything_at_all_come_after_it_too() -> None:
+    thought = ("", "</think>")
+    for schema in ('{"type": "null"}', {"type": "null"}):
+        made = grammar("none", asked=StructuredOutputsParams(json=schema), thought=thought)
+        assert accepts(made, "so</think>null") and not accepts(made, "null")
+    made = grammar("none", asked=StructuredOutputsParams(json=True), thought=thought)
+    assert accepts(made, "so</think>[1]") and not accepts(made, "so</think>x")
+
+
+def test_lark_cannot_come_after_reasoning_that_has_begun() -> None:
+    asked = StructuredOutputsParams(grammar='start: "yes"', param="structured_outputs")
+    use = read_tools(None, None, True)
+    parsers = choose_parsers("", "", "hermes", "think")
+    assert output_params(use, parsers, Thought("<think>", "</think>"), asked) is asked
+    with pytest.raises(RequestError, match="EBNF") as info:
+        output_params(use, parsers, Thought("", "</think>"), asked)
+    assert info.value.param == "structured_outputs"
+
+
 def test_a_strict_tool_has_to_do_with_what_its_format_can_bind() -> None:
     bounded = {"type": "object", "properties": {"a": {"type": "integer", "minimum": 3}}}
     tool = {"type": "function", "function": {"name": "f", "parameters": bounded, "strict": True}}

@@ -19,6 +19,7 @@ from llmserve.parsers.call_grammar import (
     forced_calls,
     free_calls,
 )
+from llmserve.parsers.json_text import loads
 from llmserve.parsers.literal_grammar import unbound
 from llmserve.parsers.registry import Parsers
 
@@ -66,6 +67,13 @@ def output_params(
         return _params(tag, "tool_choice", bool(tools.strict & names))
     answer = None if asked is None else _format_of(asked, thought)
     if asked is not None and (answer is None or (thought is None and not tools.active)):
+        if asked.kind == "grammar" and thought is not None and not thought.opener:
+            raise RequestError(
+                f"Unsupported value for '{asked.param}': a Lark grammar cannot come after "
+                "reasoning that has begun; write it in EBNF.",
+                param=asked.param,
+                code="unsupported_value",
+            )
         return asked
     if asked is not None and answer is not None:
         calls = envelope if tools.active else None
@@ -128,10 +136,12 @@ def _format_of(asked: StructuredOutputsParams, thought: Thought | None) -> Forma
     kind = asked.kind
     value = getattr(asked, kind)
     match kind:
-        case "json" if isinstance(value, dict):
-            return {"type": "json_schema", "json_schema": value}
+        case "json" if isinstance(value, str):
+            return None if (schema := loads(value)) is None else _json_format(schema)
+        case "json":
+            return _json_format(value)
         case "json_object":
-            return {"type": "json_schema", "json_schema": {"type": "object"}}
+            return _json_format({"type": "object"})
         case "regex":
             return {"type": "regex", "pattern": value}
         case "choice":
@@ -143,3 +153,7 @@ def _format_of(asked: StructuredOutputsParams, thought: Thought | None) -> Forma
             tag: Format | None = value.get("format")
             return tag if isinstance(tag, dict) else None
     return None
+
+
+def _json_format(schema: object) -> Format:
+    return {"type": "json_schema", "json_schema": schema}

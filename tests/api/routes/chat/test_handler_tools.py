@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from llmserve.errors import ConfigError
+from llmserve.frontend.tokenizer import Tokenizer
 from tests.helpers.api import MODEL, TOKENIZER, Api, events, open_api
 
 TEMPLATE = (
@@ -169,6 +170,20 @@ async def test_choice_none_and_allowed_tools() -> None:
         assert some["content"] == CALL
         prompts = {tuple(request.prompt_token_ids) for request in api.engine.requests}
         assert len(prompts) == 1
+
+
+async def test_choice_none_forbids_an_opener_that_is_a_token() -> None:
+    """Special or not: Qwen's is none."""
+    async with open_api(template=TEMPLATE) as api:
+        llm = api.state.llm
+        assert llm is not None and llm.tokenizer is not None
+        known = {"<tool_call>": 200}
+        llm.tokenizer = Tokenizer(llm.tokenizer._backend, {})
+        llm.tokenizer.token_id = known.get  # type: ignore[method-assign]
+        await api.chat(tools=TOOLS, tool_choice="none", logit_bias={"7": 1})
+        await api.chat(tools=TOOLS)
+        none, auto = (request.params.logit_bias for request in api.engine.requests)
+        assert (none, auto) == ({200: -100.0, 7: 1.0}, {})
 
 
 async def test_one_call_only() -> None:

@@ -166,7 +166,9 @@ def _masks(state: AppState, tools: ToolUse) -> dict[int, float]:
     parser = state.parsers.tool
     if not tools.tools or tools.mode != "none" or parser is None:
         return {}
-    return {token: -100.0 for token, name in state.shown_tokens.items() if name in parser.openers}
+    tokenizer = state.engine().tokenizer
+    openers = () if tokenizer is None else map(tokenizer.token_id, parser.openers)
+    return {token: -100.0 for token in openers if token is not None}
 
 
 def _parsing(state: AppState, tools: ToolUse, prompt: str, continued: str | None) -> Parsing | None:
