@@ -94,13 +94,17 @@ class Hypothesis(msgspec.Struct):
 def check_beam_params(params: SamplingParams) -> None:
     """RequestError for a field that beam search cannot honour."""
     plain = SamplingParams()
+    names = {"reasoning_budget": "thinking_token_budget", "extra_args": "vllm_xargs"}
+    if params.grammar is not None:
+        names["grammar"] = params.grammar.param
     for name in SamplingParams.__struct_fields__:
         if name in _HONOURED or name in WITHOUT_EFFECT:
             continue
         if getattr(params, name) != getattr(plain, name):
+            param = names.get(name, name)
             raise RequestError(
-                f"{name} is not supported together with beam search",
-                param=name,
+                f"{param} is not supported together with beam search",
+                param=param,
                 code="unsupported_parameter",
             )
     if not params.max_tokens:

@@ -25,6 +25,13 @@ class SeedOss(TagReasoning):
     markers = (*opens, *closes)
 
 
+class MinimaxM3(TagReasoning):
+    """MiniMax M3."""
+
+    opens, closes = ("<mm:think>",), ("</mm:think>",)
+    markers = (*opens, *closes)
+
+
 class Mistral(TagReasoning):
     """Magistral: tokens since tokenizer v13, text before."""
 

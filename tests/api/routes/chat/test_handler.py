@@ -264,3 +264,16 @@ async def test_own_logits_processors_get_their_arguments() -> None:
         assert wrong.status_code == 400 and wrong.json()["error"]["param"].startswith(
             "vllm_xargs.a"
         )
+
+
+async def test_beams_name_the_field_that_they_cannot_honour() -> None:
+    async with open_api(reasoning_parser="think") as api:
+        for name, value in (
+            ("thinking_token_budget", 5),
+            ("repetition_detection", {"max_pattern_size": 2}),
+            ("guided_regex", "a"),
+        ):
+            answer = await api.chat(use_beam_search=True, n=2, temperature=0, **{name: value})
+            error = answer.json()["error"]
+            assert (error["param"], error["code"]) == (name, "unsupported_parameter")
+            assert name in error["message"]
