@@ -117,6 +117,8 @@ SEEN_BY = {
     "test_a_silent_stream_gets_its_status_and_comments",
     "ServerConfig.stream_interval": _HERE + "test_server_flags",
     "ServerConfig.tool_call_parser": _TOOLS + "test_flags_choose_the_parsers",
+    "ServerConfig.trust_request_chat_template": "tests/api/routes/chat/test_handler.py::"
+    "test_a_clients_template_where_it_is_trusted",
     "ServerConfig.uds": _PROCESSES + "test_unix_socket_answers_503_until_the_model_is_there",
     "ServerConfig.uvicorn_log_level": _HERE + "test_server_flags",
 }
