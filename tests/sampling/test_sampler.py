@@ -11,6 +11,7 @@ from llmserve import envs
 from llmserve.core.scheduler_output import NewRequest
 from llmserve.sampling import penalties as penalties_module
 from llmserve.sampling.sampler import Sampler
+from tests.helpers.broken_processor import IN_ADD, IN_APPLY, IN_REMOVE, IN_UPDATE
 from tests.helpers.paged import interpret
 from tests.helpers.sampling import (
     EOS,
@@ -388,3 +389,48 @@ def test_a_gpu_draws_the_same_tokens_and_waits_for_nothing() -> None:
                 for a, b in zip(packed.unpack(), columns[row].unpack(), strict=True):
                     np.testing.assert_allclose(a, b, atol=1e-4)
     assert len(differing) <= 1  # two scores within the last bits of float32
+
+
+@pytest.mark.parametrize("where", [IN_ADD, IN_APPLY, IN_UPDATE, IN_REMOVE])
+def test_a_row_whose_processor_raises_is_lost_alone(where: int) -> None:
+    rng = np.random.default_rng()
+    options = {"processors": ["tests.helpers.broken_processor:Broken"]}
+    sampler, plain = new_sampler(**options), new_sampler()
+    requests = _random_requests(rng, 12)
+    own = (set(range(1, 16)) - {request.slot for request in requests}).pop()
+    requests.append(new_request(own, [4], seed=where, temperature=1.0))
+    slots = [request.slot for request in requests]
+    for request in requests:
+        sampler.add(request)
+        if request is not requests[-1]:
+            plain.add(request)
+    for step in range(5):
+        logits = _logits(rng, len(slots))
+        want = sample(plain, logits[:-1], slots[:-1], [step] * (len(slots) - 1))
+        try:
+            drawn = sampler.sample(
+                torch.from_numpy(logits.copy()), np.array(slots, np.int32),
+                np.full(len(slots), step, np.int32),
+            )  # fmt: skip
+        except KeyError as error:
+            assert (where, step) == (IN_APPLY, 2)
+            sampler.break_rows(error, torch.from_numpy(logits), np.array(slots, np.int32))
+            drawn = sampler.sample(
+                torch.from_numpy(logits.copy()), np.array(slots, np.int32),
+                np.full(len(slots), step, np.int32),
+            )  # fmt: skip
+        got = drawn.token_ids.masked_fill(drawn.tokens[1].bool(), -1).tolist()
+        assert got[:-1] == want
+        lost_at = {IN_ADD: 0, IN_REMOVE: 5}.get(where, 2)
+        assert int(drawn.tokens[1][-1]) == (2 if step >= lost_at else 0)
+    sampler.remove(own)
+    sampler.add(new_request(own, [4], seed=1, temperature=1.0))
+    assert sample(sampler, _logits(rng, 1), [own], [0])[0] >= 0
+
+
+def test_an_error_of_nobodys_code_is_not_swallowed() -> None:
+    sampler = new_sampler()
+    sampler.add(new_request(1, [4], logit_bias={3: 1.0}))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        slots = np.array([1], np.int32)
+        sampler.break_rows(RuntimeError("out of memory"), torch.zeros(1, WIDTH), slots)

@@ -72,3 +72,27 @@ def test_json_lines_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "ZeroDivisionError" in lines[2]["exception"] and "five" in lines[3]["exception"]
     assert {line["process"] for line in lines} == {"Child"}
     assert [line["level"] for line in lines] == ["INFO", "ERROR", "ERROR", "CRITICAL"]
+
+
+def test_a_deep_traceback_is_short(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(depth: int) -> None:
+        if not depth:
+            raise KeyError("the innermost")
+        also_fail(depth)
+
+    def also_fail(depth: int) -> None:
+        fail(depth - 1)
+
+    own = logging.getLogger("llmserve")
+    before = own.handlers[:], own.level, own.propagate
+    try:
+        configure("Tester")
+        try:
+            fail(60)
+        except KeyError:
+            get_logger("llmserve.x").exception("failed")
+        lines = capsys.readouterr().err.splitlines()
+    finally:
+        own.handlers[:], own.level, own.propagate = before
+    assert len(lines) == 19 and lines[0].endswith("failed") and lines[2] == "  ..."
+    assert lines[-1] == "KeyError: 'the innermost'" and "raise KeyError" in lines[-2]

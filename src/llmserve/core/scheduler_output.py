@@ -84,14 +84,15 @@ class ModelRunnerOutput:
     """What a step drew. Row order is the plan's.
 
     Row i drew `token_ids[i, :num_tokens[i]]`; 0 tokens where it did not sample. With speculation a
-    row draws up to 1 + k. `invalid[i]`: the row's logits were not finite and its tokens mean
-    nothing. `logprobs[i]` covers row i's drawn tokens, `prompt_logprobs[i]` the prompt positions
-    [num_computed + 1, num_computed + num_scheduled] of row i, as far as they are prompt.
+    row draws up to 1 + k. `invalid[i]` is not 0 where its tokens mean nothing: 1, the row's logits
+    were not finite; 2, its own code raised. `logprobs[i]` covers row i's drawn tokens,
+    `prompt_logprobs[i]` the prompt positions [num_computed + 1, num_computed + num_scheduled] of
+    row i, as far as they are prompt.
     """
 
     token_ids: np.ndarray  # int32 [num_rows, 1 + k]
     num_tokens: np.ndarray  # int32 [num_rows]
-    invalid: np.ndarray | None = None  # bool [num_rows]; None = all fine
+    invalid: np.ndarray | None = None  # bool or int8 [num_rows]; None = all fine
     logprobs: dict[int, LogprobColumns] = field(default_factory=dict)
     prompt_logprobs: dict[int, LogprobColumns] = field(default_factory=dict)
 

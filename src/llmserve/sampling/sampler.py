@@ -5,6 +5,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,7 +27,11 @@ from llmserve.sampling.logprobs import Group, HostColumns, Logprobs, columns
 from llmserve.sampling.min_tokens import MinTokens
 from llmserve.sampling.penalties import Penalties
 from llmserve.sampling.truncation import Limits, Truncation
+from llmserve.utils.guard import guarded
+from llmserve.utils.logger import get_logger
 from llmserve.utils.registry import load
+
+logger = get_logger(__name__)
 
 # In vLLM's order. Own processors come after all of these: they have the last word on the logits.
 # Temperature, min_p, top_k and top_p belong to the draw: they need no logits rewritten.
@@ -40,13 +45,15 @@ PIPELINE: list[type[LogitsProcessor]] = [
 ]
 # A lower one above 0 is raised to it, as in vLLM: logits / temperature stay far from overflow.
 MIN_TEMPERATURE = 0.01
+_BROKEN = 2  # where 1 is a row whose logits are invalid
 
 
 @dataclass(slots=True)
 class SampledBatch:
     """What one `Sampler.sample` drew."""
 
-    tokens: Tensor  # int64 [2, n], on the device: ids, and 1 for each that is invalid
+    # int64 [2, n], on the device: ids; 0 for a fine row, 1 for invalid logits, 2 for broken code
+    tokens: Tensor
     _columns: list[tuple[Rows, HostColumns]] = field(default_factory=list)
 
     @property
@@ -126,14 +133,18 @@ class Sampler:
         self._device_seeds = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self._arrived = torch.zeros(num_slots, dtype=torch.int32, device=device)
         self._is_sent = True
+        self._broken: set[int] = set()  # slots whose own code has raised
         self._has_kernel = use_triton(self._arrived)
 
     def add(self, request: NewRequest) -> None:
         """A request enters `request.slot`, new or resumed after preemption; sets all its state."""
         slot, temperature = request.slot, request.params.temperature
         self._batch = None
+        self._broken.discard(slot)
         for active, processor in zip(self._active, self._processors, strict=True):
-            active[slot] = processor.add(slot, request)
+            active[slot] = guarded(
+                partial(processor.add, slot, request), partial(self._break, slot)
+            )
         self._truncation.add(slot, request)
         self._logprobs.add(slot, request)
         self._temperature[slot] = max(temperature, MIN_TEMPERATURE) if temperature else 0.0
@@ -143,18 +154,58 @@ class Sampler:
     def remove(self, slot: int) -> None:
         """The request in `slot` has gone; the slot may be used again."""
         self._batch = None
+        self._broken.discard(slot)
         for active, processor in zip(self._active, self._processors, strict=True):
             if active[slot]:
-                processor.remove(slot)
+                active[slot] = False
+                guarded(partial(processor.remove, slot), _log_broken)
+
+    def _break(self, slot: int, error: Exception) -> bool:
+        """The request in `slot` is to end, and its processors have no more to do. Returns False."""
+        _log_broken(error)
+        self._batch = None
+        self._broken.add(slot)
+        for active, processor in zip(self._active, self._processors, strict=True):
+            if active[slot] and processor is not self.grammar:  # the step's mask has its row
+                active[slot] = False
+                guarded(partial(processor.remove, slot), _log_broken)
+        return False
+
+    def break_rows(self, error: Exception, logits: Tensor, slots: np.ndarray) -> None:
+        """Finds whose code made `sample` raise `error`, so that `sample` can be called again.
+
+        Raises `error` if it was nobody's. `logits` [n, logits_width] is not changed.
+        """
+        batch = self._batch_of(slots)
+        broken: dict[int, Exception] = {}
+        for processor, rows in batch.processors:
+            if processor is self.grammar:  # which takes the rows of a mask together
+                continue
+            for index, slot, output_index in zip(
+                rows.index_cpu, rows.slots_cpu.tolist(), rows.output_index_cpu, strict=True
+            ):
+                one = Rows(np.array([index]), np.array([slot]), self._context.device)
+                one.output_index_cpu = np.array([output_index])
+                alone = one.of(logits).clone()
+                reason = guarded(partial(_raised, processor, alone, one), _itself)
+                if reason is not None:
+                    broken[slot] = reason
+        if not broken:
+            raise error
+        for slot, reason in broken.items():
+            self._break(slot, reason)
 
     def sample(self, logits: Tensor, slots: np.ndarray, output_index: np.ndarray) -> SampledBatch:
         """Enqueues one draw a row and returns without waiting for the device.
 
         `logits` float32 [n, logits_width], overwritten. `slots` int32 [n]; `output_index` int32
         [n]: how many tokens the request has drawn before. A row is invalid, and its token 0, if its
-        logits hold NaN or +inf or are all -inf, or if its parameters forbid every token.
+        logits hold NaN or +inf or are all -inf, or if its parameters forbid every token. What a
+        processor's `apply` raises comes before any state has changed.
         """
         batch = self._batch_of(slots)
+        for _, rows in batch.processors:
+            rows.output_index_cpu = output_index[rows.index_cpu].astype(np.int64)
         logits = logits.contiguous()
         output_index = output_index.astype(np.int64)
         # Without processors, the draw sees the same logits and finds as much
@@ -164,7 +215,6 @@ class Sampler:
             scored = [rows.of(logits).clone() for rows, _, _ in batch.logprobs]
 
         for processor, rows in batch.processors:
-            rows.output_index_cpu = output_index[rows.index_cpu]
             part = rows.of(logits)
             processor.apply(part, rows)
             rows.put(logits, part)
@@ -174,7 +224,10 @@ class Sampler:
             invalid |= bad
             token_ids.masked_fill_(invalid, 0)
         for processor, rows in batch.processors:
-            processor.update(rows, rows.of(token_ids))
+            guarded(
+                partial(processor.update, rows, rows.of(token_ids)),
+                partial(self._break_all, rows.slots_cpu),
+            )
         if not self._raw_logprobs:
             scored = [self._processed(logits, rows, lowest) for rows, _, _ in batch.logprobs]
         elif not batch.processors:
@@ -183,12 +236,22 @@ class Sampler:
             (rows, columns(values, rows.of(token_ids), k, given))
             for (rows, k, given), values in zip(batch.logprobs, scored, strict=True)
         ]
-        return SampledBatch(torch.stack((token_ids, invalid.long())), host)
+        failed = invalid.long()
+        if self._broken:
+            lost = np.flatnonzero(np.isin(slots, list(self._broken)))
+            failed[to_device(lost, failed.device)] = _BROKEN
+        return SampledBatch(torch.stack((token_ids, failed)), host)
+
+    def _break_all(self, slots: np.ndarray, error: Exception) -> None:
+        for slot in slots.tolist():  # whose state was brought up to date, nobody knows
+            self._break(slot, error)
 
     def plain_draw(self, slots: np.ndarray) -> bool | None:
         """Whether any of the rows is random, if nothing but a draw is asked for; else None."""
         batch = self._batch_of(slots)
-        if batch.processors or batch.logprobs or not isinstance(batch.draw, _KernelDraw):
+        if batch.processors or batch.logprobs or self._broken:
+            return None
+        if not isinstance(batch.draw, _KernelDraw):
             return None
         return batch.draw.random
 
@@ -275,6 +338,19 @@ class Sampler:
             draw=draws,
         )
         return self._batch
+
+
+def _raised(processor: LogitsProcessor, logits: Tensor, rows: Rows) -> Exception | None:
+    processor.apply(logits, rows)
+    return None
+
+
+def _itself(error: Exception) -> Exception | None:
+    return error
+
+
+def _log_broken(error: Exception) -> None:
+    logger.error("a request's sampling failed", exc_info=error)
 
 
 def _draw_groups(logits: Tensor, draws: _TorchDraw, output_index: np.ndarray) -> Drawn:

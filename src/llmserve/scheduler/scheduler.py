@@ -493,9 +493,10 @@ class Scheduler:
             for i in (~live).nonzero()[0].tolist():
                 self._commit_departed(flight, output, i)
         if output.invalid is not None and output.invalid.any():
-            for i in (output.invalid & live).nonzero()[0].tolist():
-                self._fail(self._request_in(int(flight.slots[i])))
-            live &= ~output.invalid
+            failed = output.invalid.astype(np.bool_)
+            for i in (failed & live).nonzero()[0].tolist():
+                self._fail(self._request_in(int(flight.slots[i])), int(output.invalid[i]))
+            live &= ~failed
             rows = live.nonzero()[0]
         finished = self._commit_tokens(flight, output, rows)
         if output.logprobs or output.prompt_logprobs:
@@ -639,10 +640,12 @@ class Scheduler:
         if self.kv.enable_caching:
             self.kv.commit_decodes(slots, hashes, ends)
 
-    def _fail(self, request: Request) -> None:
+    def _fail(self, request: Request, invalid: int) -> None:
         if request.slot:
             self.kv.forget(request.slot)
-        error = NumericalError("the model's logits for this request were not finite")
+        error: LLMServeError = NumericalError("the model's logits for this request were not finite")
+        if invalid > 1:
+            error = EngineError("This request's sampling failed.")
         self._finish(request, "error", error=error)
 
     def _commit_departed(self, flight: _InFlight, output: ModelRunnerOutput, i: int) -> None:
@@ -660,7 +663,7 @@ class Scheduler:
         if request.finish_reason is not None:
             return
         if output.invalid is not None and output.invalid[i]:
-            self._fail(request)
+            self._fail(request, int(output.invalid[i]))
             return
         if i in output.prompt_logprobs:
             self._take_prompt_logprobs(request, plan, i, output)

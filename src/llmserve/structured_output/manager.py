@@ -17,6 +17,9 @@ from llmserve.structured_output.base import CompiledGrammar, Matcher
 from llmserve.structured_output.compiler import GrammarCompiler, Key
 from llmserve.structured_output.thought import Thought
 from llmserve.utils.guard import guarded
+from llmserve.utils.logger import get_logger
+
+logger = get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -199,7 +202,10 @@ def _walk(matcher: Matcher | None, params: SamplingParams) -> _Walk:
 
 
 def _broken(error: Exception) -> LLMServeError:
-    return _coded(error if isinstance(error, GrammarError) else EngineError(str(error)))
+    if isinstance(error, GrammarError):
+        return _coded(error)
+    logger.error("a grammar failed on its way", exc_info=error)
+    return EngineError("The grammar of this request could not be followed.")
 
 
 def _coded(error: LLMServeError) -> LLMServeError:

@@ -3,6 +3,7 @@
 """Log lines as `(EngineCore pid=12) INFO 11-24 07:12:00 [file.py:123] text`, or each as JSON.
 
 Nothing that a client sent may end a line or speak to a terminal: control characters are escaped.
+A traceback has its innermost frames alone, so that failing requests do not fill a disk.
 """
 
 import json
@@ -11,11 +12,14 @@ import os
 import re
 import sys
 from types import TracebackType
+from typing import Any
 
 from llmserve import envs
 
 _FORMAT = "%(levelname)s %(asctime)s [%(filename)s:%(lineno)d] %(message)s"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_MARKS = re.compile(r"[ ^~]+")  # under the failing part of a line
+_MOST_LINES = 18  # of a traceback
 _FOREIGN = ("asyncio", "py.warnings")  # libraries that log what we would want to see
 
 
@@ -23,12 +27,21 @@ def _escape(match: re.Match[str]) -> str:
     return match.group().encode("unicode_escape").decode("ascii")
 
 
-class _TextFormatter(logging.Formatter):
+class _Formatter(logging.Formatter):
+    def formatException(self, ei: Any) -> str:
+        text = super().formatException(ei)
+        lines = [line for line in text.splitlines() if not _MARKS.fullmatch(line)]
+        if len(lines) > _MOST_LINES:
+            lines[1 : 2 - _MOST_LINES] = ["  ..."]
+        return "\n".join(lines)
+
+
+class _TextFormatter(_Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         return _CONTROL.sub(_escape, super().formatMessage(record))
 
 
-class _JsonFormatter(logging.Formatter):
+class _JsonFormatter(_Formatter):
     """One object a line: time (UTC), level, process, pid, file, line, message, exception."""
 
     def __init__(self, process_name: str) -> None:

@@ -17,6 +17,7 @@ from llmserve.layers.forward_batch import ForwardBatch, LayerKV
 from llmserve.models.interfaces import CausalLM
 from llmserve.sampling.sampler import SampledBatch, Sampler
 from llmserve.spec_decode.base import Proposer
+from llmserve.utils.guard import guarded
 from llmserve.utils.logger import get_logger
 from llmserve.worker import kv_tensors
 from llmserve.worker.cpu_program import MAX_ROWS, DecodeProgram
@@ -180,12 +181,25 @@ class ModelRunner:
             hidden = hidden[:rows]
         elif rows != len(hidden):
             hidden = hidden.index_select(0, inputs.logits_rows)
-        logits = self.model.logits(hidden)
         self.sampler.grammar.mask = started.plan.mask
-        sampled = self.sampler.sample(logits, inputs.draw_slots, inputs.draw_index)
+        sampled = guarded(
+            lambda: self._draw_rows(hidden, inputs),
+            lambda error: self._draw_others(hidden, inputs, error),
+        )
         if self.proposer is None:
             self.slots.last_token.index_copy_(0, inputs.last_slots, sampled.token_ids)
         return sampled
+
+    def _draw_rows(self, hidden: torch.Tensor, inputs: StepInputs) -> SampledBatch:
+        logits = self.model.logits(hidden)
+        return self.sampler.sample(logits, inputs.draw_slots, inputs.draw_index)
+
+    def _draw_others(
+        self, hidden: torch.Tensor, inputs: StepInputs, error: Exception
+    ) -> SampledBatch:
+        """Once more from the start, without the code of the requests that made it fail."""
+        self.sampler.break_rows(error, self.model.logits(hidden), inputs.draw_slots)
+        return self._draw_rows(hidden, inputs)
 
     def _score_prompts(self, started: _Forward, scores: dict[int, LogprobColumns]) -> None:
         plan = started.plan
@@ -275,8 +289,8 @@ class StepResult:
         if self._runner.proposer is not None:
             self._runner.accept(plan, output.token_ids, output.num_tokens)
         if invalid.any():
-            output.invalid = np.zeros(plan.num_rows, np.bool_)
-            output.invalid[rows] |= invalid.astype(np.bool_)
+            output.invalid = np.zeros(plan.num_rows, np.int8)
+            np.maximum.at(output.invalid, rows, invalid.astype(np.int8))
         parts: dict[int, list[LogprobColumns]] = {}
         for draw, columns in self._sampled.logprob_columns().items():
             row = int(rows[draw])
