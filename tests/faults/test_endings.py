@@ -4,9 +4,11 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -197,3 +199,47 @@ def test_a_stopped_engine_does_not_keep_the_second_sigterm(bench_model: Path) ->
         except subprocess.TimeoutExpired:
             raise AssertionError(server.text) from None
         assert time.monotonic() - began < 8
+
+
+def ended_while_loading(model: Path, numbers: tuple[int, ...]) -> int:
+    server = Server(str(model), *FLAGS)
+    while len(server.pids) < 3:
+        server.pids = processes_of(server.process.pid)
+        time.sleep(0.01)
+    time.sleep(0.3)
+    for number in numbers:
+        server.process.send_signal(number)
+        time.sleep(0.05)
+    code = server.wait()
+    server.check_gone()
+    server.runtime.rmdir()
+    return code
+
+
+def test_exit_codes_are_as_the_readme_says(bench_model: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    table = readme.partition("| exit code |")[2].partition("\n\n")[0]
+    rows = [re.findall(r"\d+", row) for row in re.findall(r"^\| ([\d, ]+) \|", table, re.M)]
+    assert [int(code) for row in rows for code in row] == [0, 1, 2, 130, 141]
+    assert ended_while_loading(bench_model, (signal.SIGTERM,)) == 0
+    assert ended_while_loading(bench_model, (signal.SIGINT, signal.SIGINT)) == 0
+    late = llmserve("serve", str(bench_model), "--port", "0", "--engine-start-timeout", "0.1")
+    assert late.returncode == 1 and "0.1 s" in late.stdout.splitlines()[-1]
+    for wrong in (["--no-such-flag"], ["--kv-cache-memory-bytes", "1"], ["--host", "203.0.113.1"]):
+        asked = llmserve("serve", str(bench_model), *wrong)
+        assert asked.returncode == 2
+        assert asked.stdout.splitlines()[-1].startswith("llmserve: error: "), wrong
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        command = [sys.executable, "-m", "llmserve", "complete", "--url", url, "--quick", "x"]
+        asking = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        silent.settimeout(20)
+        with silent.accept()[0]:
+            asking.send_signal(signal.SIGINT)
+            assert asking.wait(10) == 130
+    helping = subprocess.Popen(
+        [sys.executable, "-m", "llmserve", "serve", "--help=all"], stdout=subprocess.PIPE
+    )
+    assert helping.stdout is not None
+    helping.stdout.close()
+    assert helping.wait(20) == 141

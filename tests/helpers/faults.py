@@ -251,6 +251,13 @@ class Bench:
         """Its processes as they are."""
         return snapshot(self.server.process.pid, [self.server.runtime])
 
+    def wait_ready(self, timeout: float = 60.0) -> None:
+        """Until /health/ready says so."""
+        deadline = time.monotonic() + timeout
+        while self.http.get("/health/ready").status_code != 200:
+            assert time.monotonic() < deadline, "not ready"
+            time.sleep(0.05)
+
     def restarts(self) -> float:
         """Engine restarts counted so far."""
         return self.server.metrics().get("llmserve:engine_restarts_total", 0.0)
@@ -266,7 +273,7 @@ class Bench:
     def load_and_invariants(
         self,
         *,
-        restarts: int = 0,
+        restarts: int | None = 0,
         max_rss_growth: int = MAX_RSS_GROWTH,
         load: bool = True,
         foreign: tuple[str, ...] = (),
@@ -274,9 +281,9 @@ class Bench:
     ) -> Iterator[Load | None]:
         """Runs the block under the background load; then I1 to I8 must hold.
 
-        `restarts` is how often the row has the engine restarted: its streams may then fail, and
-        ready may be 503. `failed` counts failed requests that `http` does not see. `foreign` are
-        texts of other clients that no error may show.
+        `restarts` is how often the row has the engine restarted (None: once or not at all): its
+        streams may then fail, and ready may be 503. `failed` counts failed requests that `http`
+        does not see. `foreign` are texts of other clients that no error may show.
         """
         before, counted = self.snapshot(), self.restarts()
         num_lines, self.failures = len(self.server.output), []
@@ -288,6 +295,9 @@ class Bench:
         finally:
             if running:
                 running.stop()
+        if restarts is None:
+            self.wait_ready()
+            restarts = min(1, int(self.restarts() - counted))
         wrong = self._settled(before, counted, restarts, max_rss_growth)
         slow: list[str] = []
         if running:

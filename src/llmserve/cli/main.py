@@ -8,6 +8,7 @@ import difflib
 import os
 import signal
 import sys
+import traceback
 
 from llmserve import __version__
 from llmserve.errors import ConfigError, LLMServeError
@@ -91,3 +92,7 @@ def main(argv: list[str] | None = None) -> int:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except Exception as error:  # boundary: whatever it was, the last line says it
+        traceback.print_exc()
+        sys.stderr.write(f"llmserve: error: {type(error).__name__}: {error}\n")
+        return 1

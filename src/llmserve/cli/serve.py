@@ -151,9 +151,13 @@ class Supervisor:
         count = server.api_server_count or 1
         self.engine = launch_engine(engine, num_clients=1 + count)
         self._began = time.monotonic()
-        self.client = self.engine.connect(SUPERVISOR)  # hears what the engine says of itself
-        self.apis = ApiServers(server, engine.model, sock, self.engine, self.client)
-        self.apis.set_count(count)
+        try:
+            self.client = self.engine.connect(SUPERVISOR)  # hears what the engine says of itself
+            self.apis = ApiServers(server, engine.model, sock, self.engine, self.client)
+            self.apis.set_count(count)
+        except OSError:
+            self.engine.shutdown(0.0)
+            raise
 
     def on_signal(self, signum: int, frame: FrameType | None) -> None:
         """The first asks for a drain, the second ends everything now."""

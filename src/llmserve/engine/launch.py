@@ -107,4 +107,9 @@ class EngineProcess:
 
 def launch_engine(config: EngineConfig, num_clients: int = 1) -> EngineProcess:
     """Starts an engine of its own; `connect` and `wait_ready` follow."""
-    return EngineProcess(config, num_clients, make_run_dir())
+    run_dir = make_run_dir()
+    try:
+        return EngineProcess(config, num_clients, run_dir)
+    except OSError:
+        shutil.rmtree(run_dir, ignore_errors=True)
+        raise

@@ -250,12 +250,17 @@ class AsyncLLM:
         parsing: Parsing | None = None,
     ) -> RequestStream:
         """Sends a request that the input processor has checked."""
-        if (gone := self.dead or self.lost) is not None:
-            raise gone
+        self._check_engine()
         request = Request(request_id, prompt_token_ids, params, prompt_text, parsing)
         stream = RequestStream(request, self._processor)
         self._processor.submit(request, priority=priority, cache_salt=cache_salt)
         return stream
+
+    def _check_engine(self) -> None:
+        if self.dead is not None:
+            raise self.dead
+        if self.lost is not None:  # what it said of its end is for the log alone
+            raise EngineDeadError("The engine is being restarted.", code=self.lost.code)
 
     async def generate(
         self,
@@ -294,8 +299,7 @@ class AsyncLLM:
 
     async def call(self, method: str, *args: Any) -> Any:
         """A rare operation of the engine by name (`reset_prefix_cache`, `ping`)."""
-        if (gone := self.dead or self.lost) is not None:
-            raise gone
+        self._check_engine()
         call_id = next(self._call_ids)
         future = asyncio.get_running_loop().create_future()
         self._calls[call_id] = future
@@ -334,7 +338,7 @@ class AsyncLLM:
         self.lost = error
         for future in self._calls.values():
             if not future.done():
-                future.set_exception(error)
+                future.set_exception(EngineDeadError("The engine was lost.", code=error.code))
 
     def _change_engine(self, message: EngineLost) -> None:
         code = "engine_hung" if message.hung else "engine_dead"

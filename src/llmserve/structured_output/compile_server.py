@@ -71,9 +71,12 @@ class CompileServer:
             job.close()
 
     def _backend(self, name: str) -> GrammarBackend | str:
-        if name not in self._backends:
-            self._backends[name] = guarded(lambda: self._build(name), _reason)
-        return self._backends[name]
+        found: GrammarBackend | str | None = self._backends.get(name)
+        if found is None:
+            found = guarded(lambda: self._build(name), _reason)
+            if not isinstance(found, str):  # what failed once may work the next time
+                self._backends[name] = found
+        return found
 
     def _build(self, name: str) -> GrammarBackend | str:
         start = self._start

@@ -44,14 +44,14 @@ class Child:
         path = os.pathsep.join(
             [_PACKAGE_ROOT, *envs.child_environment().get("PYTHONPATH", "").split(os.pathsep)]
         )
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", module, str(theirs.fileno())],
-            pass_fds=(theirs.fileno(), *pass_fds),
-            stdin=subprocess.DEVNULL,
-            env=envs.child_environment(PYTHONPATH=path.rstrip(os.pathsep)),
-            start_new_session=True,  # Ctrl-C reaches us alone
-        )
-        theirs.close()
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", module, str(theirs.fileno())],
+                pass_fds=(theirs.fileno(), *pass_fds),
+                stdin=subprocess.DEVNULL,
+                env=envs.child_environment(PYTHONPATH=path.rstrip(os.pathsep)),
+                start_new_session=True,  # Ctrl-C reaches us alone
+            )
         with contextlib.suppress(BrokenPipeError):  # it is gone already; `alive` tells
             send_start(self._channel, start)
 
@@ -146,13 +146,16 @@ def make_run_dir() -> str:
     none can be made.
     """
     sweep_run_dirs()
+    path = ""
     try:
         path = tempfile.mkdtemp(prefix=_RUN_DIR, dir=envs.RUNTIME_DIR)
+        lock = os.open(path, os.O_RDONLY)
     except OSError as error:
+        if path:
+            os.rmdir(path)
         raise ConfigError(
             f"cannot make a folder for sockets in {envs.RUNTIME_DIR}: {error.strerror}"
         ) from None
-    lock = os.open(path, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     _locks.append(lock)
     return path

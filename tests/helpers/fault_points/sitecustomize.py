@@ -5,7 +5,7 @@ whose PYTHONPATH begins with this folder, and it changes what the faults are pla
 
 Some fail for a request that carries their seed or word. Others fail once, at the Nth call after
 `arm` has written N into the file of their name in the folder LLMSERVE_TEST_FAULTS; the file is then
-renamed to NAME.hit. NAME ends with the process: engine, api or supervisor.
+renamed to NAME.hit. NAME ends with the process: engine, api, compiler or supervisor.
 """
 
 import builtins
@@ -24,8 +24,13 @@ from typing import Any
 
 FOLDER = os.environ.get("LLMSERVE_TEST_FAULTS", "")
 GRAMMAR, DETOKENIZER, PARSER, ADMISSION, NAN_PROMPT, NAN_LATER = range(9201, 9207)  # seeds
+PRIVATE = "planted /root/secret.py 0x7fffdeadbeef"  # no client may see this
 WORD = "planted"  # in a text, before the name of what is to fail
-_ROLES = {"llmserve.engine.process": "engine", "llmserve.api.server": "api"}
+_ROLES = {
+    "llmserve.engine.process": "engine",
+    "llmserve.api.server": "api",
+    "llmserve.structured_output.compile_server": "compiler",
+}
 _ROLE = next((_ROLES[word] for word in sys.orig_argv if word in _ROLES), "supervisor")
 _raw_open, _lock = os.open, threading.Lock()
 
@@ -99,7 +104,7 @@ def before(owner: Any, name: str, check: Callable[..., None]) -> None:
 
 
 def fail() -> None:
-    raise ZeroDivisionError("planted /root/secret.py 0x7fffdeadbeef")  # no client may see this
+    raise ZeroDivisionError(PRIVATE)
 
 
 def patch_grammars(module: Any) -> None:
@@ -193,11 +198,11 @@ def patch_runner(module: Any) -> None:
 
 def patch_pool(module: Any) -> None:
     pool = module.BlockPool
-    pool.allocate = failing("allocate", pool.allocate, lambda: MemoryError("planted"), False)
+    pool.allocate = failing("allocate", pool.allocate, lambda: MemoryError(PRIVATE), False)
 
 
 def patch_functional(module: Any) -> None:
-    error = RuntimeError("planted: not enough memory")
+    error = RuntimeError(PRIVATE)
     module.linear = failing("linear", module.linear, lambda: error, False)
 
 
