@@ -39,7 +39,7 @@ from tests.helpers.invariants import (
     check_streams,
     snapshot,
 )
-from tests.helpers.server import Server
+from tests.helpers.server import Server, processes_of
 from tests.helpers.tiny_models import write_tiny_model
 
 MAX_MODEL_LEN = 2048
@@ -158,6 +158,7 @@ def run_stream(
                     ended.endings.append("error")
                     ended.error = line[6:]
                 elif line.startswith("data: "):
+                    ended.times.append(time.monotonic())
                     for choice in json.loads(line[6:])["choices"]:
                         ended.token_ids += choice.get("token_ids") or []
     except httpx.HTTPError as error:
@@ -246,6 +247,10 @@ class Bench:
     def engine_pid(self) -> int:
         """Of the engine as it is now."""
         return self.snapshot().engine_pid
+
+    def snapshot_pids(self) -> list[int]:
+        """Of all its processes as they are now."""
+        return processes_of(self.server.process.pid)
 
     def snapshot(self) -> Snapshot:
         """Its processes as they are."""

@@ -50,6 +50,7 @@ class Ended:
     cut: bool = False  # the connection ended without the body's end
     error: str = ""  # the body or event that told of a failure
     seconds: float = 0.0
+    times: list[float] = field(default_factory=list)  # of each event that had tokens
 
 
 @dataclass
