@@ -137,6 +137,12 @@ def test_t54_traffic_while_it_loads(bench_model: Path, tmp_path: Path) -> None:
             if code:
                 assert int(answer.headers["retry-after"]) > 0
                 assert early.get("/health/live").status_code == 200
+                is_warm = "engine ready after" in server.text
+                for probe in ("/health", "/health/ready"):
+                    ready = early.get(probe)
+                    assert ready.status_code == 503 or is_warm or "engine ready" in server.text
+                    if ready.status_code == 503:
+                        assert ready.json()["error"]["code"] == "starting"
             seen.append((answer.status_code, code))
             time.sleep(0.02)
     assert set(seen[:-1]) == {(503, "starting")}

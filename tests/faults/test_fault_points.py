@@ -97,7 +97,9 @@ def test_a_processor_that_fails_at_the_end_fails_nobody(planted: Bench) -> None:
         assert planted.http.post(COMPLETIONS, json=body).status_code == 200
 
 
-@pytest.mark.parametrize("seed", [points.NAN_PROMPT, points.NAN_LATER])
+@pytest.mark.parametrize(
+    "seed", [points.NAN_PROMPT, pytest.param(points.NAN_LATER, marks=pytest.mark.faults)]
+)
 def test_t17_a_nan_that_passes(planted: Bench, seed: int) -> None:
     """NaN once, in hidden states and KV alike, of the prompt's or the 20th step: the same prompt
     then gives what it always gave, out of a cache that has nothing of it."""
@@ -155,7 +157,7 @@ def start_with(model: Path, folder: Path, name: str, n: int) -> bool:
     return points.disarm(str(folder), name)
 
 
-@pytest.mark.parametrize("name", ["fork-supervisor", "open-engine"])
+@pytest.mark.parametrize("name", ["fork-supervisor"])
 def test_t35_a_start_whose_first_call_fails(bench_model: Path, tmp_path: Path, name: str) -> None:
     assert start_with(bench_model, tmp_path, name, 1)
 

@@ -95,7 +95,7 @@ def test_t55_more_connections_than_descriptors(starved: Server) -> None:
     answers: list[bytes] = []
     with contextlib.ExitStack() as held:
         socks: list[socket.socket] = []
-        for _ in range(500):
+        for _ in range(1000):
             with contextlib.suppress(OSError):
                 sock = raw.connect()
                 held.callback(sock.close)

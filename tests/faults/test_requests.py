@@ -106,10 +106,7 @@ def busy(bench: Bench, seconds: float) -> float:
 @pytest.mark.timing
 @pytest.mark.parametrize(
     "name",
-    [
-        name if name in ("recursive", "parentheses") else pytest.param(name, marks=slow)
-        for name in HOSTILE
-    ],
+    [name if name == "recursive" else pytest.param(name, marks=slow) for name in HOSTILE],
 )
 def test_t12_hostile_grammars(warm: Bench, name: str) -> None:
     with warm.load_and_invariants(max_rss_growth=150 << 20):
@@ -157,7 +154,7 @@ BROKEN_GRAMMARS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("stream", [False, pytest.param(True, marks=slow)])
 def test_t13_grammars_that_are_none(warm: Bench, stream: bool) -> None:
     """400; and what bounds an answer to nothing, `^(|.*)$`, is still a grammar."""
     with warm.load_and_invariants():
