@@ -70,7 +70,7 @@ test-long: dev
 	@$(PYTEST) -m 'not gpu and not multi_gpu and not faults' $(ARGS)
 
 test-faults: dev
-	@$(PYTEST) tests/faults $(ARGS)
+	@$(PYTEST) -m 'not gpu and not multi_gpu' tests/faults $(ARGS)
 
 test-gpu: dev
 	@$(PYTEST) -m 'gpu or multi_gpu' $(ARGS)

@@ -229,9 +229,12 @@ def t04(server: Served) -> str:
 
 def t19(server: Served) -> str:
     """Far more than it can do, for 20 seconds; then one request."""
-    body = {"model": server.model, "prompt": "Say something:", "max_tokens": 40, "ignore_eos": True}
+    body = {
+        "model": server.model, "prompt": "Say something:", "ignore_eos": True,
+        "max_tokens": server.args.tokens,
+    }  # fmt: skip
     alone = time.monotonic()
-    server.ask(body)
+    server.ask(body, timeout=300)
     alone = time.monotonic() - alone
     served: list[float] = []
     refused: list[float] = []
@@ -252,7 +255,7 @@ def t19(server: Served) -> str:
 
     async def flood() -> None:
         limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(base_url=server.url, timeout=120, limits=limits) as http:
+        async with httpx.AsyncClient(base_url=server.url, timeout=300, limits=limits) as http:
             tasks = []
             for _ in range(int(20 * server.args.rate)):
                 tasks.append(asyncio.create_task(one(http)))
@@ -263,7 +266,7 @@ def t19(server: Served) -> str:
     asyncio.run(flood())
     took = time.monotonic() - began
     after = time.monotonic()
-    server.ask(body, timeout=120)
+    server.ask(body, timeout=300)
     after = time.monotonic() - after
 
     def at(times: list[float], part: float) -> str:
@@ -288,6 +291,7 @@ def main() -> int:
     parser.add_argument("--width", type=int, required=True, help="of the logits")
     parser.add_argument("--engine", default="")
     parser.add_argument("--rate", type=float, default=40, help="requests a second of T19")
+    parser.add_argument("--tokens", type=int, default=40, help="of an answer in T19")
     parser.add_argument("--patience", type=float, default=40, help="seconds for a server to return")
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--log", default=os.devnull, help="where the server's output goes")

@@ -522,6 +522,10 @@ def test_t33_deadlines(edges: Bench, raw: Raw, stream: bool) -> None:
         assert (status, code) == (200 if stream else 504, "request_timeout")
         rng = random.Random(33)
         long = [rng.randrange(300) for _ in range(2000)]
+        schema = {"enum": [f"{n}" + "x" * 40 for n in range(15_000)]}
+        grammar = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+        status, code = ask(300, response_format=grammar)  # in the compiler
+        assert (status, code) in ((503, "queue_timeout"), (504, "request_timeout"))
         for milliseconds in (1, 20):
             status, code = ask(milliseconds, prompt=long, max_tokens=20)
             assert (status, code) in ((503, "queue_timeout"), (504, "request_timeout")) or stream

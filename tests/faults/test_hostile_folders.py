@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.helpers.faults import FLAGS, TooSlow, calibrate
 from tests.helpers.server import llmserve
+from tests.helpers.tiny_models import write_tiny_gguf
 
 LIMIT_S = 5.0
 WEIGHTS = "model.safetensors"
@@ -76,6 +77,45 @@ def wrong_shape(folder: Path) -> None:
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
 
 
+def link_out(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.json").symlink_to("/etc/passwd")
+
+
+def gguf(spoil: Callable[[bytearray], None]) -> Callable[[Path], None]:
+    """The folder is one GGUF file, of which `spoil` changes the bytes."""
+
+    def write_file(folder: Path) -> None:
+        shutil.rmtree(folder)
+        folder.mkdir()
+        path = write_tiny_gguf(folder / "model.gguf", "llama")
+        data = bytearray(path.read_bytes())
+        spoil(data)
+        path.write_bytes(data)
+
+    write_file.__name__ = f"gguf_{spoil.__name__}"
+    return write_file
+
+
+def many_tensors(data: bytearray) -> None:
+    data[8:16] = (1 << 60).to_bytes(8, "little")
+
+
+def many_keys(data: bytearray) -> None:
+    data[16:24] = (1 << 62).to_bytes(8, "little")
+
+
+def long_key(data: bytearray) -> None:
+    data[24:32] = (1 << 63).to_bytes(8, "little")
+
+
+def half(data: bytearray) -> None:
+    del data[len(data) // 2 :]
+
+
+GGUF = [gguf(spoil) for spoil in (many_tensors, many_keys, long_key, half)]
+
+
 @pytest.mark.timing
 @pytest.mark.parametrize(
     "spoil",
@@ -85,7 +125,7 @@ def wrong_shape(folder: Path) -> None:
         code,
         *(
             pytest.param(spoil, marks=pytest.mark.faults)
-            for spoil in (truncated, giant_header, pickled, wrong_shape)
+            for spoil in (truncated, giant_header, pickled, wrong_shape, link_out, *GGUF)
         ),
     ],
 )
@@ -97,7 +137,9 @@ def test_t41_hostile_folder(
     spoil(folder)
     scale = calibrate()
     began = time.monotonic()
-    run = llmserve("serve", str(folder), *FLAGS, "--port", "0")
+    file = folder / "model.gguf"
+    model = file if file.exists() else folder
+    run = llmserve("serve", str(model), *FLAGS, "--port", "0")
     took = time.monotonic() - began
     assert run.returncode == 2, run.stdout
     last = run.stdout.rstrip().rpartition("\n")[2]

@@ -88,6 +88,8 @@ def snapshot(supervisor: int, folders: Iterable[Path] = ()) -> Snapshot:
             maps = (proc / "maps").read_text()
         except OSError:  # it ended while we looked
             continue
+        if "VmRSS" not in status:  # so did this one
+            continue
         if role == "llmserve.engine.process":
             seen.engine_pid = pid
         seen.processes[role] += 1
