@@ -4,9 +4,10 @@
 
 A fifth of them are aborted, a tenth are wrong; ids, salts, stop strings and schemas are never the
 same twice; the median answer is 32 tokens long. Of every process the resident memory and the
-descriptors are read twenty times. The first tenth (of the full run: 20,000) is warm-up.
+descriptors are read twenty times. The first tenth (of the full run: 20,000) is warm-up, in which so
+many schemas are sent that the cache of grammars is full: from then on one goes for each that comes.
 
-    python -m benchmarks.soak [--requests 200000] [--concurrency 24] [--seed 0]
+    python -m benchmarks.soak [--requests 200000] [--concurrency 24] [--seed 0] [--schemas 0.05]
 
 Exit code 1 where memory grows by 1 MB or more per 10,000 requests, where a descriptor, a thread, a
 process or a KV block is lost, or where an answer was not what its request asked for. Latency is
@@ -16,6 +17,7 @@ reported: p99 of the last quarter over that of the first after the warm-up.
 import argparse
 import asyncio
 import json
+import math
 import random
 import sys
 import tempfile
@@ -27,13 +29,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+import uvloop
 
 from tests.helpers.faults import Bench, write_bench_model
 from tests.helpers.invariants import Snapshot, check_blocks, check_leaks
 
 SAMPLES = 20
 MAX_SLOPE = 1.0  # MB per 10,000 requests, all processes together
-ABORTS, ERRORS, SCHEMAS = 0.2, 0.1, 0.05
+ABORTS, ERRORS = 0.2, 0.1
+CACHED = 4400  # grammars, a few more than there is room for
 _WIDTH = 300  # token ids of prompts
 
 
@@ -44,7 +48,8 @@ class Soak:
     bench: Bench
     total: int
     rng: random.Random
-    schemas: bool
+    schemas: float  # their share, after the warm-up
+    warm: int
     sent: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
@@ -55,10 +60,8 @@ class Soak:
         """A good request that no other one equals."""
         rng = self.rng
         body: dict[str, Any] = {
-            "prompt": [
-                rng.randrange(_WIDTH) for _ in range(min(600, int(rng.lognormvariate(3, 1))) + 1)
-            ],
-            "max_tokens": max(1, min(400, int(rng.lognormvariate(np.log(32), 0.6)))),
+            "prompt": [*rng.choices(range(_WIDTH), k=min(600, int(rng.lognormvariate(3, 1))) + 1)],
+            "max_tokens": max(1, min(400, int(rng.lognormvariate(math.log(32), 0.6)))),
             "ignore_eos": True,
             "stream": rng.random() < 0.5,
             "temperature": rng.choice((0.0, 0.7, 1.0)),
@@ -70,7 +73,10 @@ class Soak:
             body["stop"] = [f"stop {number}", f"{number} pots"]
         if rng.random() < 0.1:
             body["logprobs"] = rng.randrange(5)
-        if self.schemas and rng.random() < SCHEMAS:
+        schemas = self.schemas
+        if number <= self.warm:
+            schemas = min(1.0, CACHED / self.warm) if schemas else 0.0
+        if rng.random() < schemas:
             schema = {"type": "object", "properties": {f"p{number}": {"type": "integer"}}}
             body["response_format"] = {
                 "type": "json_schema", "json_schema": {"name": f"s{number}", "schema": schema},
@@ -178,12 +184,13 @@ def p99(times: list[tuple[int, float]], low: float, high: float) -> float:
 
 def report(soak: Soak, before: Snapshot, after: Snapshot, blocks: list[str], took: float) -> int:
     """Prints the figures; the exit code."""
-    warm = max(soak.total // 10, min(20_000, soak.total // 2))
+    warm = soak.warm
     slope = slope_per_10k(soak.samples, warm)
     span = soak.total - warm
     first = p99(soak.times, warm, warm + span / 4)
     last = p99(soak.times, soak.total - span / 4, soak.total)
-    leaks = [line for line in check_leaks(before, after, 1 << 40) if line]
+    before.threads |= next(sample.threads for number, sample in soak.samples if number > warm)
+    leaks = check_leaks(before, after, 1 << 40)  # pools of threads are full by then
     print(f"{soak.total} requests in {took:.0f} s: {dict(sorted(soak.outcomes.items()))}")
     print("| requests | " + " | ".join(sorted(before.rss)) + " | descriptors | threads |")
     for number, sample in [(0, before), *soak.samples, (soak.total, after)]:
@@ -204,6 +211,7 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=200_000)
     parser.add_argument("--concurrency", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--schemas", type=float, default=0.05, help="their share")
     args = parser.parse_args()
     flags = ("--disable-uvicorn-access-log", "--max-requests-per-key", "0")
     with (
@@ -211,12 +219,11 @@ def main() -> int:
         Bench(write_bench_model(Path(folder)), *flags) as bench,
     ):
         asked = {"prompt": "x", "max_tokens": 1, "response_format": {"type": "json_object"}}
-        schemas = bench.http.post("/v1/completions", json=asked).status_code == 200
-        if not schemas:
-            print("this server takes no schemas: requests go without")
-        soak = Soak(bench, args.requests, random.Random(args.seed), schemas)
+        assert bench.http.post("/v1/completions", json=asked).status_code == 200
+        warm = max(args.requests // 10, min(20_000, args.requests // 2))
+        soak = Soak(bench, args.requests, random.Random(args.seed), args.schemas, warm)
         before, began = bench.snapshot(), time.monotonic()
-        asyncio.run(soak.run(args.concurrency))
+        uvloop.run(soak.run(args.concurrency))
         took = time.monotonic() - began
         bench.check_idle(30.0)
         time.sleep(1.0)

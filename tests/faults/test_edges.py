@@ -517,6 +517,8 @@ def test_t33_deadlines(edges: Bench, raw: Raw, stream: bool) -> None:
         (code,) = re.findall('"code":"([a-z_]+)"', text)
         return answer.status_code, code
 
+    small = {"response_format": {"type": "json_object"}, "max_tokens": 1}
+    edges.server.post(COMPLETIONS, **body_of(COMPLETIONS, **small))  # starts the compiler
     with edges.load_and_invariants(load=False):
         status, code = ask(300, max_tokens=2000)
         assert (status, code) == (200 if stream else 504, "request_timeout")

@@ -125,12 +125,11 @@ STARTS = (
 
 
 def numbers(name: str) -> Iterator[int]:
-    """1, 2, 3 ...; fewer and fewer of what is done dozens of times."""
-    n = more = 1
+    """1, 2, 3 ...; 1, 2, 3, 5, 8, 13 ... of what is done in every step."""
+    n, before = 1, 1
     while True:
         yield n
-        more += n // 3 if name.startswith("linear") else 0
-        n += more
+        n, before = (n + before, n) if name.startswith(("linear", "send-engine")) else (n + 1, n)
 
 
 def start_with(model: Path, folder: Path, name: str, n: int) -> bool:
@@ -185,7 +184,7 @@ def work(bench: Bench, golden: list[int], turn: str) -> None:
             {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}},
     ]  # fmt: skip
     with ThreadPoolExecutor(4) as pool:
-        stream = pool.submit(run_stream, bench.http, 0, bench.solos[0].prompt)
+        stream = pool.submit(run_stream, bench.http, 0, bench.solos[0].prompt, 16)
         answers = list(pool.map(ask, bodies))
         ended = stream.result(90)
     for answer in answers:
@@ -195,7 +194,7 @@ def work(bench: Bench, golden: list[int], turn: str) -> None:
     if ended.status == 200:
         assert len(ended.endings) == 1 and not ended.cut, ended
     if ended.endings == ["done"]:
-        assert ended.token_ids == bench.solos[0].token_ids
+        assert ended.token_ids == bench.solos[0].token_ids[:16]
 
 
 RUNNING = ("allocate-engine", "linear-engine", "send-engine", "send-api")

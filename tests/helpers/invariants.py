@@ -70,7 +70,7 @@ class Snapshot:
     processes: Counter[str]
     fds: Counter[str]
     threads: Counter[str]
-    rss: Counter[str]  # bytes
+    rss: Counter[str]  # bytes; not of forks, which share most of it with their parent
     shm: set[str]
     files: set[str]  # under the server's own folders
 
@@ -78,6 +78,7 @@ class Snapshot:
 def snapshot(supervisor: int, folders: Iterable[Path] = ()) -> Snapshot:
     """Of `supervisor` and all that descend from it."""
     seen = Snapshot(0, Counter(), Counter(), Counter(), Counter(), set(), set())
+    roles: dict[int, str] = {}
     for pid in processes_of(supervisor):
         proc = Path(f"/proc/{pid}")
         try:
@@ -90,12 +91,14 @@ def snapshot(supervisor: int, folders: Iterable[Path] = ()) -> Snapshot:
             continue
         if "VmRSS" not in status:  # so did this one
             continue
+        roles[pid] = role
         if role == "llmserve.engine.process":
             seen.engine_pid = pid
         seen.processes[role] += 1
         seen.fds[role] += len(links)
         seen.threads[role] += int(status["Threads"])
-        seen.rss[role] += int(status["VmRSS"].split()[0]) << 10
+        if roles.get(int(status["PPid"])) != role:
+            seen.rss[role] += int(status["VmRSS"].split()[0]) << 10
         names = {link for link in links if link.startswith("/dev/shm/")}
         names |= set(re.findall(r"/dev/shm/\S+", maps))
         seen.shm |= {name for name in names if Path(name).exists()}  # others end with their users
