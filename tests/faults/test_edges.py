@@ -2,7 +2,6 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """What clients can do to a server: bad requests, floods, slow readers, strangers' keys."""
 
-import asyncio
 import contextlib
 import json
 import math
@@ -328,7 +327,8 @@ def kolmogorov(a: list[float], b: list[float]) -> float:
 
 
 @pytest.mark.timing
-@pytest.mark.parametrize("samples", [25, pytest.param(1000, marks=pytest.mark.faults)])
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("samples", [25, pytest.param(400, marks=pytest.mark.faults)])
 def test_t21_time_does_not_tell_what_another_key_cached(edges: Bench, samples: int) -> None:
     """B asks for what A has cached, for what nobody has and for what B has, by turns."""
     rng = random.Random(21)
@@ -477,7 +477,7 @@ def test_t26_slowloris(edges: Bench, raw: Raw, clients: int) -> None:
                 ended += b" 408 " in answer
                 open_ones.discard(sock)
                 sock.close()
-            time.sleep(0.1)
+            time.sleep(0.1 + clients / 2000)  # thousands of them must not slow our own probes
         for sock in open_ones:
             sock.close()
         assert not open_ones
@@ -485,7 +485,7 @@ def test_t26_slowloris(edges: Bench, raw: Raw, clients: int) -> None:
 
 
 @pytest.mark.timing
-@pytest.mark.parametrize("clients", [12, pytest.param(48, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("clients", [12, pytest.param(40, marks=pytest.mark.faults)])
 def test_t30_slow_readers(edges: Bench, raw: Raw, clients: int) -> None:
     with edges.load_and_invariants(failed=clients, max_rss_growth=40 << 20) as load:
         assert load is not None
@@ -496,7 +496,8 @@ def test_t30_slow_readers(edges: Bench, raw: Raw, clients: int) -> None:
         for sock in socks:
             assert sock.recv(12, socket.MSG_PEEK)
         load.stop()
-        within(WRITE_S + 3, edges, lambda: not left(edges))
+        rounds = -(-clients // 16)  # so many run at once
+        within((WRITE_S + 3) * rounds, edges, lambda: not left(edges))
         name = "llmserve:refused_total{slow_reader}"
         within(WRITE_S + 3, edges, lambda: edges.server.metrics()[name] == before + clients)
         for sock in socks:
@@ -613,7 +614,6 @@ def deep(bench_model: Path) -> Iterator[Bench]:
 @pytest.mark.parametrize("backlog", [200, 1000])
 def test_t52_a_backlog_of_one_key_does_not_hold_up_another(deep: Bench, backlog: int) -> None:
     """A queues all of them at once; B's requests, one by one, wait for a step or two."""
-    key = f"Bearer {deep.keys[0]}"
 
     def ask(http: httpx.Client) -> float:
         began = time.monotonic()
@@ -621,29 +621,22 @@ def test_t52_a_backlog_of_one_key_does_not_hold_up_another(deep: Bench, backlog:
         assert http.post(COMPLETIONS, json=body).status_code == 200
         return time.monotonic() - began
 
-    async def flood() -> list[int]:
-        limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(base_url=deep.server.url, timeout=300, limits=limits) as http:
-            body = body_of(COMPLETIONS, max_tokens=60, ignore_eos=True, priority=-(10**9))
-            asked = [
-                http.post(COMPLETIONS, json=body, headers={"authorization": key})
-                for _ in range(backlog)
-            ]
-            return [answer.status_code for answer in await asyncio.gather(*asked)]
-
+    raw = Raw(deep.server.url, deep.keys[0])
     waits: list[float] = []
+    body = body_of(COMPLETIONS, max_tokens=60, ignore_eos=True, priority=-(10**9))
     with deep.load_and_invariants(load=False, max_rss_growth=60 << 20), deep.client(key=1) as b:
         alone = sorted(ask(b) for _ in range(20))
-        with ThreadPoolExecutor(1) as pool:
-            flooding = pool.submit(lambda: asyncio.run(flood()))
-            within(20, deep, lambda: sum(held_now(deep)) > backlog * 0.8)
-            steps, began = deep.server.metrics()["llmserve:engine_steps_total"], time.monotonic()
-            while sum(held_now(deep)) > 40:
-                waits.append(ask(b))
-                time.sleep(0.02)
-            took = time.monotonic() - began
-            steps = deep.server.metrics()["llmserve:engine_steps_total"] - steps
-            assert set(flooding.result()) == {200}  # nothing starves
+        socks = [raw.connect(raw.request(COMPLETIONS, body)) for _ in range(backlog)]
+        within(20, deep, lambda: sum(held_now(deep)) > backlog * 0.8)
+        steps, began = deep.server.metrics()["llmserve:engine_steps_total"], time.monotonic()
+        while sum(held_now(deep)) > 40:
+            waits.append(ask(b))
+            time.sleep(0.02)
+        took = time.monotonic() - began
+        steps = deep.server.metrics()["llmserve:engine_steps_total"] - steps
+        for sock in socks:  # nothing starves
+            with sock:
+                assert sock.recv(12) == b"HTTP/1.1 200"
     assert len(waits) >= 5
     limit = 2 * alone[-1] + 2 * took / steps
     if sorted(waits)[int(len(waits) * 0.99)] > limit + 0.02 * deep.scale:

@@ -26,8 +26,21 @@ slow = pytest.mark.faults
 
 @pytest.fixture(scope="module")
 def warm(bench: Bench) -> Bench:
-    """With a compiler of grammars, which the first of them starts."""
-    bench.server.post(COMPLETIONS, prompt="a", max_tokens=1, response_format=schema_format({}))
+    """With a compiler of grammars, which the first one starts, and with full pools of threads."""
+    schemas = [{"enum": [f"{turn} {n}" for n in range(2000)]} for turn in range(12)]
+
+    def ask(schema: Any) -> None:
+        body = {"prompt": "a", "max_tokens": 1, "response_format": schema_format(schema)}
+        assert bench.http.post(COMPLETIONS, json=body).status_code in (200, 429, 503)
+
+    def ask_long(index: int) -> None:
+        body = {"prompt": f"{index} " + "a b " * 20_000, "max_tokens": 1}
+        assert bench.http.post(COMPLETIONS, json=body).status_code == 400
+
+    ask({})
+    with ThreadPoolExecutor(24) as pool:
+        list(pool.map(ask, schemas))
+        list(pool.map(ask_long, range(24)))
     return bench
 
 
