@@ -604,7 +604,7 @@ def test_t48_request_ids(edges: Bench) -> None:
 @pytest.fixture
 def deep(bench_model: Path) -> Iterator[Bench]:
     """A server that lets a thousand wait."""
-    flags = ("--max-num-queued-reqs", "1200", "--max-requests-per-key", "0")
+    flags = ("--max-num-queued-reqs", "2400", "--max-requests-per-key", "0")
     with Bench(bench_model, *flags, "--max-num-queued-tokens", "1000000") as started:
         yield started
 
@@ -627,7 +627,7 @@ def test_t52_a_backlog_of_one_key_does_not_hold_up_another(deep: Bench, backlog:
     with deep.load_and_invariants(load=False, max_rss_growth=60 << 20), deep.client(key=1) as b:
         alone = sorted(ask(b) for _ in range(20))
         socks = [raw.connect(raw.request(COMPLETIONS, body)) for _ in range(backlog)]
-        within(20, deep, lambda: sum(held_now(deep)) > backlog * 0.8)
+        within(20, deep, lambda: sum(held_now(deep)) > backlog * 0.3)
         steps, began = deep.server.metrics()["llmserve:engine_steps_total"], time.monotonic()
         while sum(held_now(deep)) > 40:
             waits.append(ask(b))
