@@ -4,14 +4,68 @@
 
 import itertools
 import json
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
-from llmserve.structured_output.values import common, same_kind
+from llmserve.structured_output.document import Node
+from llmserve.structured_output.values import common, same_kind, unique
 
 NEVER = False  # where no value fits
 Schema = dict[str, Any]
 Normal = Schema | bool  # only False, never True
+
+
+class Merger(Protocol):
+    """What the parts of a schema are made with. `exact` ones may allow more than the schema does,
+    never less; all others may allow less, never more. `closed` ones close every object."""
+
+    exact: bool
+    closed: bool
+
+    def normal(self, nodes: Iterable[Node]) -> Normal:
+        """Of a value under all of `nodes`."""
+
+    def seen(self, part: Normal) -> Normal:
+        """What a reference points to, {} if it is still in the making."""
+
+    def mark(self, nodes: list[Node], *keywords: str) -> None:
+        """xgrammar would not do what these say."""
+
+    def drop(self, place: str, why: str = "") -> None:
+        """No engine enforces the keyword at `place`."""
+
+    def none(self, nodes: list[Node], *keywords: str) -> None:
+        """No value fits; an error where one author wrote all that."""
+
+    def tick(self) -> None:
+        """Called often; raises when time is up."""
+
+
+def visible(nodes: list[Node], node: Node) -> list[Node]:
+    """Those of `nodes` that evaluate items and properties for `node`, itself among them."""
+    return [n for n in nodes if n is node or node.owner in n.scopes]
+
+
+def values_of(part: Normal, seen: Callable[[Normal], Normal]) -> list[Any] | None:
+    """All values, if they are few."""
+    part = seen(part)
+    if isinstance(part, bool):
+        return []
+    if "enum" in part:
+        values: list[Any] = part["enum"]
+        return values
+    if "anyOf" in part:
+        parts = [values_of(option, seen) for option in part["anyOf"]]
+        return None if None in parts else unique(v for own in parts for v in own or ())
+    match part.get("type"):
+        case "null":
+            return [None]
+        case "boolean":
+            return [False, True]
+        case "integer" if "minimum" in part and "maximum" in part and "multipleOf" not in part:
+            low, high = int(part["minimum"]), int(part["maximum"])
+            return list(range(low, high + 1)) if high - low < 16 else None
+    return None
 
 
 def is_small(schema: Schema | bool) -> bool:

@@ -11,10 +11,12 @@ closed unless additionalProperties says otherwise; one that names none is open.
 import itertools
 import math
 import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from llmserve.errors import GrammarError
-from llmserve.structured_output.complement import complement
+from llmserve.structured_output.arrays import array_of
+from llmserve.structured_output.complement import Complement
 from llmserve.structured_output.document import TYPES, Document, Node, escape
 from llmserve.structured_output.normal_form import (
     NEVER,
@@ -25,17 +27,15 @@ from llmserve.structured_output.normal_form import (
     is_free,
     is_small,
 )
-from llmserve.structured_output.regex import ascii_classes
+from llmserve.structured_output.objects import object_of
+from llmserve.structured_output.regular import matches
+from llmserve.structured_output.scalars import numbers_of, strings_of
 from llmserve.structured_output.values import common, same_kind, scalar_fits, unique, without
 
 MAX_WHITESPACE = 16  # characters in a row between two JSON tokens
 MAX_CHOICES = 256  # ways to choose among the alternatives that meet at one place
 MAX_NODES = 20_000
 MAX_SECONDS = 1.0  # of a thread of the API server
-_MAX_CONTAINED = 64
-FORMATS = frozenset(
-    {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"}
-)  # fmt: skip
 _KEYWORDS: dict[str, tuple[str, ...]] = {
     "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
     "string": ("minLength", "maxLength", "pattern", "format"),
@@ -63,15 +63,16 @@ class Normalizer:
         *,
         strict: bool,
         closed: bool = False,
+        known: Callable[[str], Any] = lambda uri: None,
         exact_of: Document | None = None,
     ) -> None:
         self.hard: list[str] = []
         self.ignored: list[str] = []
         self._strict = strict
-        self._closed = closed
-        self._document = exact_of or Document(schema)
+        self.closed = closed
+        self._document = exact_of or Document(schema, known)
         # What JSON schema itself says a schema allows, which may be more than is allowed here
-        self._exact = exact_of is not None
+        self.exact = exact_of is not None
         self._others: Normalizer | None = None
         self._memo: dict[tuple[str, ...], Normal | None] = {}  # None: in the making
         self._names: dict[tuple[str, ...], str] = {}
@@ -81,7 +82,7 @@ class Normalizer:
 
     def run(self) -> Schema:
         """The whole schema; GrammarError where no value can fit it."""
-        root = self._normal((self._document.root,))
+        root = self.normal((self._document.root,))
         defs = {name: self._memo[key] for key, name in self._names.items()}
         if root is NEVER or not is_finite(root, defs):
             raise GrammarError("no value can be valid under #")
@@ -91,13 +92,15 @@ class Normalizer:
                 raise GrammarError(f"no value can be valid under a part of the schema ({name})")
         return root | {"$defs": defs} if defs else root
 
-    def _check_time(self) -> None:
+    def tick(self) -> None:
+        """GrammarError once the time is up."""
         if time.monotonic() > self._deadline:
             raise GrammarError("the schema takes too long to write out")
 
     # -- schemas that apply to one value
 
-    def _normal(self, nodes: tuple[Node, ...]) -> Normal:
+    def normal(self, nodes: Iterable[Node]) -> Normal:
+        """Of a value under all of `nodes`; a reference where it is there already, and not small."""
         nodes = tuple({node.name: node for node in nodes}.values())
         if not nodes:
             return {}
@@ -110,7 +113,7 @@ class Normalizer:
             self._keys[name] = key
             return {"$ref": f"#/$defs/{name}"}
         self._num_nodes += 1
-        self._check_time()
+        self.tick()
         if self._num_nodes > MAX_NODES:
             raise GrammarError(f"the schema has more than {MAX_NODES} parts once it is written out")
         self._memo[key] = None
@@ -122,19 +125,17 @@ class Normalizer:
         if flat is None:
             return NEVER
         if len(flat) == 1 and not groups and flat != list(nodes) and not flat[0].plain:
-            return self._normal((flat[0],))  # a reference alone: share what it points to
-        alone = len(nodes) == 1
-        tops = [node.as_plain(True) if alone and node is nodes[0] else node for node in flat]
+            return self.normal((flat[0],))  # a reference alone: share what it points to
         if not groups:
-            return self._flatten(tops)
+            return self._flatten(flat)
         if math.prod(len(group.options) for group in groups) > MAX_CHOICES:
             raise GrammarError(
                 f"{groups[0].place}: more than {MAX_CHOICES} combinations of alternatives"
             )
-        plain = tuple(node.as_plain(False) for node in tops)
+        plain = tuple(node.as_plain() for node in flat)
         options: list[Schema] = []
         for choice in itertools.product(*(group.options for group in groups)):
-            part = self._normal((*plain, *itertools.chain(*choice)))
+            part = self.normal((*plain, *itertools.chain(*choice)))
             if part is not NEVER and part not in options:
                 assert isinstance(part, dict)
                 options.append(part)
@@ -142,31 +143,35 @@ class Normalizer:
             return options[0] if options else NEVER
         return {} if {} in options else {"anyOf": options}
 
-    def _exclusive(self, place: str, options: list[Node], base: list[Node]) -> "_Choice":
-        """Exactly one of `options`, of values that all of `base` allow."""
-        if self._exact:  # asked only what cannot be: at least one is a safe answer
-            return _Choice(place, [(option,) for option in options])
+    def _exclusive(self, place: str, options: list[Node], base: Node) -> "_Choice":
+        """Exactly one of `options`, of values that `base` allows."""
+        choice = _Choice(place, [(option,) for option in options])
+        if self.exact:  # asked only what cannot be: at least one is a safe answer
+            return choice
         if self._others is None:
             self._others = Normalizer(None, strict=False, exact_of=self._document)
         others = self._others
-        plain = [node.as_plain(False) for node in base]
-        parts = [others._seen(others._normal((*plain, option))) for option in options]
-        if are_disjoint(parts, self._check_time):
-            return _Choice(place, [(option,) for option in options])
-        opposites = [complement(self._document, option) for option in options]
-        if any(opposite is None for opposite in opposites):
-            self._drop(place, "its alternatives are not told apart")
-            return _Choice(place, [(option,) for option in options])
+        parts = [others.seen(others.normal((base.as_plain(), option))) for option in options]
+        if are_disjoint(parts, self.tick):
+            return choice
+        opposites = [Complement(option) for option in options]
         found: list[tuple[Node, ...]] = []
         for i, option in enumerate(options):
-            rest = [opposite or [] for j, opposite in enumerate(opposites) if j != i]
+            rest = []
+            for j, other in enumerate(opposites):
+                if i == j or are_disjoint([parts[i], parts[j]], self.tick):
+                    continue
+                if not other.options and not other.exact:
+                    self.drop(place, "its alternatives are not told apart")
+                    return choice
+                rest.append(other.options)
             if math.prod(map(len, rest)) > MAX_CHOICES:
                 raise GrammarError(f"{place}: its alternatives overlap in too many ways")
-            found += [(option, *choice) for choice in itertools.product(*rest)]
+            found += [(option, *chosen) for chosen in itertools.product(*rest)]
         return _Choice(place, found)
 
-    def _seen(self, part: Normal) -> Normal:
-        """What a reference points to, as far as it is made."""
+    def seen(self, part: Normal) -> Normal:
+        """What a reference points to; {} where that is still in the making."""
         while isinstance(part, dict) and "$ref" in part:
             made = self._memo[self._keys[part["$ref"].rpartition("/")[2]]]
             if made is None:
@@ -176,55 +181,59 @@ class Normalizer:
 
     def _expand(self, nodes: tuple[Node, ...]) -> tuple[list[Node] | None, "list[_Choice]"]:
         """Everything that applies, and the choices among the rest; None if nothing can fit."""
-        flat: list[Node] = []
-        groups: list[_Choice] = []
-        todo, seen = list(nodes), set[str]()
+        flat: dict[str, Node] = {}
+        groups: dict[str, list[_Choice]] = {}
+        scopes: dict[str, frozenset[str]] = {}
+        todo = list(nodes)
         while todo:
             node = todo.pop(0)
-            if node.name in seen or node.raw is True or node.raw == {}:
+            if node.raw is True or node.raw == {}:
                 continue
             if node.raw is False:
                 return None, []
-            seen.add(node.name)
+            name = f"{node.owner}{'~' * node.plain}"
+            if name in scopes:
+                if node.scopes <= scopes[name]:
+                    continue
+                node = node.changed(scopes=node.scopes | scopes[name])
+            scopes[name] = node.scopes
             self._document.check(node)
             raw, more = node.raw, list[Node]()
             if not node.plain:
                 for keyword in ("$ref", "$dynamicRef"):
                     if keyword in raw:
-                        if keyword == "$dynamicRef" and self._document.is_dynamic(node):
-                            self._drop(f"{node.pointer}/{keyword}", "it means several schemas")
-                        more.append(self._document.resolve(node, keyword))
-                more += [node.child("allOf", i) for i in range(len(raw.get("allOf", ())))]
-                groups += self._choices(node)
+                        more.append(node.beneath(self._document.resolve(node, keyword)))
+                more += [node.beside("allOf", i) for i in range(len(raw.get("allOf", ())))]
+                groups[name] = self._choices(node)
             if not raw.keys().isdisjoint(_FLAT):
-                flat.append(node)
+                flat[name] = node
             todo = more + todo
-        return flat, groups
+        return list(flat.values()), list(itertools.chain(*groups.values()))
 
     def _choices(self, node: Node) -> "list[_Choice]":
         raw, groups = node.raw, list[_Choice]()
         for keyword in ("anyOf", "oneOf"):
             if keyword in raw:
-                options = [node.child(keyword, i) for i in range(len(raw[keyword]))]
+                options = [node.beside(keyword, i) for i in range(len(raw[keyword]))]
                 place = f"{node.pointer}/{keyword}"
                 if keyword == "oneOf" and len(options) > 1:
-                    groups.append(self._exclusive(place, options, [node]))
+                    groups.append(self._exclusive(place, options, node))
                 else:
                     groups.append(_Choice(place, [(option,) for option in options]))
-        if "if" in raw and ("then" in raw or "else" in raw):
-            met = [node.child(k) for k in ("if", "then") if k in raw]
-            unmet = [node.child("else")] if "else" in raw else []
+        if "if" in raw and ("then" in raw or "else" in raw or node.beside("if").scopes):
+            met = [node.beside(k) for k in ("if", "then") if k in raw]
+            unmet = [node.beside("else")] if "else" in raw else []
             self._add_negation(groups, node, "if", [tuple(met)], unmet)
         if "not" in raw:
             self._add_negation(groups, node, "not", [], [])
         for keyword in ("dependentRequired", "dependentSchemas", "dependencies"):
             for name in raw.get(keyword, ()):
                 place = f"{node.pointer}/{keyword}/{escape(name)}"
-                absent = Node({"properties": {name: False}}, place, "", f"{place}~absent")
+                absent = node.made({"properties": {name: False}})
                 value = raw[keyword][name]
                 names = [name, *value] if isinstance(value, list) else [name]
-                present = Node({"type": "object", "required": names}, place, "", f"{place}~present")
-                rest = () if isinstance(value, list) else (node.child(keyword, name),)
+                present = node.made({"type": "object", "required": names})
+                rest = () if isinstance(value, list) else (node.beside(keyword, name),)
                 groups.append(_Choice(place, [(absent,), (present, *rest)]))
         return groups
 
@@ -238,11 +247,11 @@ class Normalizer:
     ) -> None:
         """The choice between `options` and everything that the schema in `keyword` refuses."""
         place = f"{node.pointer}/{keyword}"
-        opposite = complement(self._document, node.child(keyword))
-        if opposite is None:
-            self._drop(place, "it cannot be turned into what is allowed instead")
+        opposite = Complement(node.child(keyword))
+        if not opposite.exact and (self.exact or not opposite.options):
+            self.drop(place, "it cannot be turned into what is allowed instead")
             return
-        groups.append(_Choice(place, options + [(other, *rest) for other in opposite]))
+        groups.append(_Choice(place, options + [(other, *rest) for other in opposite.options]))
 
     # -- what applies, without choices
 
@@ -251,7 +260,7 @@ class Normalizer:
             return {}
         raws = [node.raw for node in nodes]
         types = _types(raws)
-        if len(types) == len(TYPES) and not self._exact:
+        if len(types) == len(TYPES) and not self.exact:
             # Who names properties means an object, though the schema allows anything else too
             spoken = {kind for kind, words in _KEYWORDS.items() for raw in raws
                       if not raw.keys().isdisjoint(words)}  # fmt: skip
@@ -263,19 +272,8 @@ class Normalizer:
             return self._enum_of(fits, nodes)
         parts: list[Schema] = []
         for kind in TYPES:
-            if kind not in types or (kind == "integer" and "number" in types):
-                continue
-            if others := [v for v in excluded if same_kind(v, {kind})]:
-                if kind == "boolean":
-                    left = without([False, True], others)
-                    parts += [{"enum": left}] if left else []
-                    continue
-                if kind == "null":
-                    continue
-                self._drop(f"{nodes[0].pointer}/not", "single values cannot be left out")
-            part = self._of_type(kind, nodes)
-            if part is not None:
-                parts.append(part)
+            if kind in types and not (kind == "integer" and "number" in types):
+                parts += self._of_type(kind, nodes, excluded)
         if len(parts) == len(TYPES) - 1 and all(is_free(part) for part in parts):
             return {}
         if not parts:
@@ -283,298 +281,64 @@ class Normalizer:
         return parts[0] if len(parts) == 1 else {"anyOf": parts}
 
     def _enum_of(self, values: list[Any], nodes: list[Node]) -> Normal:
-        kept = [v for v in values if all(scalar_fits(v, node.raw) for node in nodes)]
+        kept = [v for v in values if all(self._scalar_fits(v, node) for node in nodes)]
         for node in nodes:
-            for kind, python in (("string", str), ("array", list), ("object", dict)):
+            for kind, python in (("array", list), ("object", dict)):
                 if any(isinstance(v, python) for v in kept):
                     for keyword in _KEYWORDS[kind]:
-                        if keyword in node.raw and keyword not in ("minLength", "maxLength"):
-                            if keyword == "format":
-                                continue
-                            self._drop(f"{node.pointer}/{keyword}", "beside enum or const")
+                        if keyword in node.raw:
+                            self.drop(f"{node.pointer}/{keyword}", "beside enum or const")
         return {"enum": unique(kept)} if kept else NEVER
 
-    def _of_type(self, kind: str, nodes: list[Node]) -> Schema | None:
+    def _scalar_fits(self, value: Any, node: Node) -> bool:
+        if not scalar_fits(value, node.raw):
+            return False
+        if not isinstance(value, str):
+            return True
+        try:
+            return ("pattern" not in node.raw or matches(node.raw["pattern"], value)) and not any(
+                matches(pattern, value) for pattern in node.raw.get("~unlike", ())
+            )
+        except GrammarError as error:
+            self.drop(f"{node.pointer}/pattern", error.message)
+            return True
+
+    def _of_type(self, kind: str, nodes: list[Node], excluded: list[Any]) -> list[Schema]:
         match kind:
             case "integer" | "number":
-                return self._number(kind, nodes)
+                return numbers_of(self, kind, nodes)
             case "string":
-                return self._string(nodes)
+                strings = strings_of(self, nodes)
+                return [] if strings is None else [strings]
             case "array":
-                return self._array(nodes)
+                return array_of(self, nodes)
             case "object":
-                return self._object(nodes)
-        return {"type": kind}
-
-    def _number(self, kind: str, nodes: list[Node]) -> Schema | None:
-        result: Schema = {"type": kind}
-        low, low_open = -math.inf, False
-        high, high_open = math.inf, False
-        for node in nodes:
-            raw = node.raw
-            for keyword, opened in _BOUNDS:
-                bounds = []
-                if keyword in raw:
-                    bounds.append((raw[keyword], raw.get(opened) is True))  # draft 4's boolean
-                if opened in raw and not isinstance(raw[opened], bool):
-                    bounds.append((raw[opened], True))
-                for bound, is_open in bounds:
-                    if keyword == "minimum" and (bound, is_open) > (low, low_open):
-                        low, low_open = bound, is_open
-                    if keyword == "maximum" and (-bound, is_open) > (-high, high_open):
-                        high, high_open = bound, is_open
-        if low > high or (low == high and (low_open or high_open)):
-            return self._none(nodes, "minimum", "maximum")
-        if kind == "integer":
-            if low > -math.inf:
-                low, low_open = math.floor(low) + 1 if low_open else math.ceil(low), False
-            if high < math.inf:
-                high, high_open = math.ceil(high) - 1 if high_open else math.floor(high), False
-            if low > high:
-                return self._none(nodes, "minimum", "maximum")
-        if low > -math.inf:
-            result["exclusiveMinimum" if low_open else "minimum"] = low
-        if high < math.inf:
-            result["exclusiveMaximum" if high_open else "maximum"] = high
-        factors = [(n, n.raw["multipleOf"]) for n in nodes if "multipleOf" in n.raw]
-        if factors:
-            self.hard += [f"{node.pointer}/multipleOf" for node, _ in factors]
-            whole = [int(value) for _, value in factors if value == int(value)]
-            if len(whole) == len(factors):
-                result["multipleOf"] = math.lcm(*whole)
-            else:
-                result["multipleOf"] = factors[0][1]
-                for node, value in factors[1:]:
-                    if value != factors[0][1]:
-                        self._drop(f"{node.pointer}/multipleOf", "beside another one")
-        return result
-
-    def _string(self, nodes: list[Node]) -> Schema | None:
-        result: Schema = {"type": "string"}
-        low = max((int(node.raw.get("minLength", 0)) for node in nodes), default=0)
-        high = min((node.raw.get("maxLength", math.inf) for node in nodes), default=math.inf)
-        if low > high:
-            return self._none(nodes, "minLength", "maxLength")
-        if low:
-            result["minLength"] = low
-        if high < math.inf:
-            result["maxLength"] = int(high)
-        patterns = list(
-            dict.fromkeys(ascii_classes(n.raw["pattern"]) for n in nodes if "pattern" in n.raw)
-        )
-        formats = {f: n for n in nodes if (f := n.raw.get("format")) in FORMATS}
-        if patterns:
-            result["pattern"] = patterns[0]
-        if formats:
-            result["format"] = next(iter(formats))
-            for other in list(formats)[1:]:
-                self._drop(f"{formats[other].pointer}/format", "beside another one")
-        if len(result) > (2 if formats else 1):
-            self._mark(nodes, "minLength", "maxLength", "pattern")
-        if len(patterns) > 1:
-            return {"allOf": [result, *({"type": "string", "pattern": p} for p in patterns[1:])]}
-        return result
-
-    def _array(self, nodes: list[Node]) -> Schema | None:
-        low = max((int(node.raw.get("minItems", 0)) for node in nodes), default=0)
-        high = min((node.raw.get("maxItems", math.inf) for node in nodes), default=math.inf)
-        first = [self._contained(node) for node in nodes if "contains" in node.raw]
-        low = max([low, *map(len, first)])
-        length = max([len(_prefix(node)) for node in nodes] + [len(items) for items in first] + [0])
-        prefix: list[Schema] = []
-        for index in range(length):
-            parts = [part for node in nodes if (part := self._item(nodes, node, index)) is not None]
-            parts += [items[index] for items in first if index < len(items)]
-            item = self._normal(tuple(parts))
-            if item is NEVER:
-                high = min(high, index)
-                break
-            assert isinstance(item, dict)
-            prefix.append(item)
-        last = [part for node in nodes if (part := self._item(nodes, node, length)) is not None]
-        rest: Normal = self._normal(tuple(last))
-        for node in nodes:
-            if "maxContains" in node.raw and "contains" in node.raw:
-                high = min(high, node.raw["maxContains"])  # fewer than may be, but no more
-            if node.raw.get("uniqueItems") is True and high > 1:
-                self._drop(f"{node.pointer}/uniqueItems")
-        if rest is NEVER:
-            high = min(high, len(prefix))
-        if low > high:
-            return self._none(nodes, "minItems", "maxItems")
-        result: Schema = {"type": "array"}
-        if high <= len(prefix):
-            prefix, rest = prefix[: int(high)], NEVER
-        if prefix:
-            result["prefixItems"] = prefix
-            self._mark(nodes, "prefixItems", "items")
-        result["items"] = rest
-        if low:
-            result["minItems"] = low
-        if high < math.inf:
-            result["maxItems"] = int(high)
-        return result
-
-    def _contained(self, node: Node) -> list[Node]:
-        """The first items of an array that begins with what it has to contain."""
-        count = int(node.raw.get("minContains", 1))
-        if count > _MAX_CONTAINED:
-            self._drop(f"{node.pointer}/minContains", f"it is more than {_MAX_CONTAINED}")
-        return [node.child("contains")] * min(count, _MAX_CONTAINED)
-
-    def _item(self, nodes: list[Node], node: Node, index: int) -> Node | None:
-        """What `node` says of the item at `index`."""
-        prefix, raw = _prefix(node), node.raw
-        if index < len(prefix):
-            return prefix[index]
-        keyword = "additionalItems" if isinstance(raw.get("items"), list) else "items"
-        if keyword in raw:
-            return node.child(keyword)
-        if "unevaluatedItems" not in raw or not self._sees_all(nodes, node, "unevaluatedItems"):
-            return None
-        for other in nodes:
-            held = other.raw.get("minContains", 1) if "contains" in other.raw else 0
-            if "items" in other.raw or index < max(len(_prefix(other)), held):
-                return None
-        return node.child("unevaluatedItems")
-
-    def _sees_all(self, nodes: list[Node], node: Node, keyword: str) -> bool:
-        """Whether what `keyword` of `node` calls unevaluated is what none of `nodes` speaks of."""
-        if (len(nodes) == 1 or node.top) and not any(other.made for other in nodes):
-            return True
-        self._drop(f"{node.pointer}/{keyword}", "beside other schemas")
-        return False
-
-    # -- objects
-
-    def _object(self, nodes: list[Node]) -> Schema | None:
-        names = list(dict.fromkeys(k for n in nodes for k in n.raw.get("properties", ())))
-        required = list(dict.fromkeys(k for n in nodes for k in n.raw.get("required", ())))
-        patterns = list(dict.fromkeys(k for n in nodes for k in n.raw.get("patternProperties", ())))
-        spelled = self._normal(
-            tuple(node.child("propertyNames") for node in nodes if "propertyNames" in node.raw)
-        )
-        if isinstance(spelled, dict) and "enum" in spelled and not names and not patterns:
-            names = [name for name in spelled["enum"] if isinstance(name, str)]
-        names += [name for name in required if name not in names]
-        rest = self._rest(nodes, bool(names or patterns))
-        properties: dict[str, Any] = {}
-        for name in names:
-            parts = [p for n in nodes if (p := self._property(nodes, n, name)) is not None]
-            value = self._normal(tuple(parts)) if _spells(spelled, name) else NEVER
-            if value is not NEVER:
-                properties[name] = value
-            elif name in required:
-                return None
-            elif rest is not NEVER or patterns:
-                properties[name] = False
-        by_pattern: dict[str, Any] = {}
-        for pattern in patterns:
-            found = [n.child("patternProperties", pattern) for n in nodes
-                     if pattern in n.raw.get("patternProperties", ())]  # fmt: skip
-            by_pattern[ascii_classes(pattern)] = self._normal(tuple(found))
-        if rest is not NEVER or by_pattern:
-            rest = self._spell(nodes, spelled, rest, by_pattern)
-        low = max((int(n.raw.get("minProperties", 0)) for n in nodes), default=0)
-        high = min((n.raw.get("maxProperties", math.inf) for n in nodes), default=math.inf)
-        low = max(low, len(required))
-        is_closed = rest is NEVER and not by_pattern
-        if low > high or (is_closed and low > len(properties)):
-            return self._none(nodes, "minProperties", "maxProperties")
-        result: Schema = {"type": "object", "properties": properties, "required": required}
-        if by_pattern:
-            result["patternProperties"] = by_pattern
-            self._mark(nodes, "patternProperties", "propertyNames")
-        result["additionalProperties"] = rest
-        if low > len(required):
-            result["minProperties"] = low
-            self._mark(nodes, "minProperties")
-        if high < math.inf and (not is_closed or high < len(properties)):
-            result["maxProperties"] = int(high)
-            self._mark(nodes, "maxProperties")
-        if properties and not is_closed:
-            self._mark(nodes, "additionalProperties", "properties")
-        return result
-
-    def _property(self, nodes: list[Node], node: Node, name: str) -> Node | None:
-        """What `node` says of the property `name`, patterns aside."""
-        raw = node.raw
-        if name in raw.get("properties", ()):
-            return node.child("properties", name)
-        if raw.get("patternProperties"):
-            return None  # which the engine applies to names too
-        if "additionalProperties" in raw:
-            return node.child("additionalProperties")
-        keyword = "unevaluatedProperties"
-        if keyword not in raw or not self._sees_all(nodes, node, keyword):
-            return None
-        for other in nodes:
-            if name in other.raw.get("properties", ()) or not other.raw.keys().isdisjoint(
-                ("additionalProperties", "patternProperties")
-            ):
-                return None
-        return node.child(keyword)
-
-    def _rest(self, nodes: list[Node], names_some: bool) -> Normal:
-        """What a property that nobody names must be."""
-        if self._closed and names_some:
-            return NEVER
-        keyword = "additionalProperties"
-        found = [n.child(keyword) for n in nodes if keyword in n.raw]
-        if not found:
-            keyword = "unevaluatedProperties"
-            found = [n.child(keyword) for n in nodes
-                     if keyword in n.raw and self._sees_all(nodes, n, keyword)]  # fmt: skip
-        if not found and names_some and not self._exact:
-            return NEVER
-        return self._normal(tuple(found))
-
-    def _spell(
-        self, nodes: list[Node], spelled: Normal, rest: Normal, by_pattern: dict[str, Any]
-    ) -> Normal:
-        """`rest` where names must be `spelled` some way; it may move into `by_pattern`."""
-        if spelled is NEVER:
-            return NEVER
-        assert isinstance(spelled, dict)
-        if spelled in ({}, {"type": "string"}):
-            return rest
-        if "enum" in spelled and not by_pattern:
-            return NEVER
-        pattern = spelled.get("pattern")
-        if spelled.keys() <= {"type", "minLength", "maxLength"}:
-            low, high = spelled.get("minLength", 0), spelled.get("maxLength", "")
-            pattern = rf"^[\s\S]{{{low},{high}}}$"
-        elif spelled.keys() != {"type", "pattern"}:
-            pattern = None
-        if pattern is None or by_pattern or rest is NEVER:
-            place = next(n.pointer for n in nodes if "propertyNames" in n.raw)
-            self._drop(f"{place}/propertyNames")
-            return rest
-        by_pattern[pattern] = rest
-        return NEVER
+                objects = object_of(self, nodes)
+                return [] if objects is None else [objects]
+        if not any(same_kind(value, {kind}) for value in excluded):
+            return [{"type": kind}]
+        left = without([False, True], excluded) if kind == "boolean" else []
+        return [{"enum": left}] if left else []
 
     # -- notes
 
-    def _mark(self, nodes: list[Node], *keywords: str) -> None:
+    def mark(self, nodes: list[Node], *keywords: str) -> None:
         """xgrammar would not do what these say."""
         found = [f"{n.pointer}/{k}" for n in nodes for k in keywords if k in n.raw]
         self.hard += found or [nodes[0].pointer]
 
-    def _drop(self, place: str, why: str = "") -> None:
+    def drop(self, place: str, why: str = "") -> None:
         """No engine enforces the keyword at `place`."""
         if self._strict:
             raise GrammarError(f"{place} cannot be enforced{f': {why}' if why else ''}")
         if place not in self.ignored:
             self.ignored.append(place)
 
-    def _none(self, nodes: list[Node], *keywords: str) -> Schema | None:
+    def none(self, nodes: list[Node], *keywords: str) -> None:
         """No value fits; whoever wrote that within one schema did not mean it."""
-        if len(nodes) == 1:
-            raise GrammarError(f"{nodes[0].pointer}: no value fits {' and '.join(keywords)}")
-        return None
-
-
-_BOUNDS = (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum"))
+        if len(nodes) == 1 and nodes[0].written and not self.exact:
+            words = [word for word in keywords if word in nodes[0].raw] or keywords
+            raise GrammarError(f"{nodes[0].pointer}: no value fits {' and '.join(words)}")
 
 
 class _Choice:
@@ -585,7 +349,7 @@ class _Choice:
         self.options = options
 
 
-_FLAT = frozenset({"type", "enum", "const", "~not", *itertools.chain(*_KEYWORDS.values())})
+_FLAT = frozenset({"type", "enum", "const", "~not", "~unlike"}.union(*_KEYWORDS.values()))
 
 
 def _types(raws: list[Schema]) -> set[str]:
@@ -605,18 +369,3 @@ def _enum(raws: list[Schema]) -> list[Any] | None:
                 own = raw["enum"] if keyword == "enum" else [raw["const"]]
                 values = own if values is None else common(values, own)
     return values
-
-
-def _prefix(node: Node) -> list[Node]:
-    """The schemas of an array's first items."""
-    keyword = "items" if isinstance(node.raw.get("items"), list) else "prefixItems"
-    return [node.child(keyword, i) for i in range(len(node.raw.get(keyword, ())))]
-
-
-def _spells(spelled: Normal, name: str) -> bool:
-    """Whether a property may have this name; patterns are left to the engine."""
-    if isinstance(spelled, bool):
-        return spelled
-    if "enum" in spelled:
-        return name in spelled["enum"]
-    return scalar_fits(name, spelled)
