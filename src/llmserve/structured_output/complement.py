@@ -180,6 +180,13 @@ class Complement:
                         self._add(_with(name, other))
             case "additionalProperties":
                 self._additional()
+            case "patternProperties":  # an object that has only such names
+                for pattern in value:
+                    if others := self._of(keyword, pattern):
+                        self._add({"type": "object", "minProperties": 1,
+                                   "propertyNames": {"pattern": pattern},
+                                   keyword: {pattern: self._any(others)}})  # fmt: skip
+                self.exact = False
             case "propertyNames":
                 if names := self._of(keyword):
                     self._add(

@@ -308,4 +308,4 @@ _SHAPES: dict[str, _Shape] = {
         lambda v: isinstance(v, dict) and all(_is_schema(x) or _is_names(x) for x in v.values()),
     ),
 }  # fmt: skip
-ASSERTIONS = frozenset(_SHAPES)
+ASSERTIONS = frozenset({"const", *_SHAPES})

@@ -12,6 +12,7 @@ from llmserve.structured_output.document import Node
 from llmserve.structured_output.normal_form import NEVER, Merger, Normal, Schema, visible
 from llmserve.structured_output.regex import ascii_classes
 from llmserve.structured_output.regular import combine, matches
+from llmserve.structured_output.scalars import FORMATS
 
 _MAX_PATTERNS = 5  # that may overlap
 _Spelling = list[list[str]]  # a name matches all patterns of one of these
@@ -109,8 +110,10 @@ class _Object:
                 own.append(node.child("properties", name))
             if not own and "additionalProperties" in raw:
                 own.append(node.child("additionalProperties"))
-            elif not own and "unevaluatedProperties" in raw and not self._is_seen(
-                node, matched, name
+            elif (
+                not own
+                and "unevaluatedProperties" in raw
+                and not self._is_seen(node, matched, name)
             ):
                 own.append(node.child("unevaluatedProperties"))
             found += own
@@ -226,9 +229,9 @@ def _patterns_of(part: Normal) -> list[str] | None:
         return [f"^(?:{'|'.join(names)})$"] if names else []
     if part.get("type") != "string":
         return [] if "type" in part else None
-    if part.keys() - {"type", "pattern", "minLength", "maxLength"}:
-        return None
     found = [part["pattern"]] if "pattern" in part else []
+    if "format" in part:
+        found.append(FORMATS[part["format"]])
     if "minLength" in part or "maxLength" in part:
         low, high = part.get("minLength", 0), part.get("maxLength", "")
         found.append(rf"^[\s\S]{{{low},{high}}}$")

@@ -14,6 +14,7 @@ from llmserve.core.structured_outputs import (
     StructuredOutputsParams,
 )
 from llmserve.errors import GrammarError, RequestError
+from llmserve.structured_output.known import known_document
 from llmserve.structured_output.normal_form import dump
 from llmserve.structured_output.regex import ascii_classes
 from llmserve.structured_output.schema import Normalizer
@@ -122,8 +123,15 @@ def _weakened(params: StructuredOutputsParams, normalizer: Normalizer) -> list[s
 
 
 def _normalizer(params: StructuredOutputsParams, schema: Any) -> Normalizer:
-    closed = params.disable_additional_properties
-    return _named(params, lambda: Normalizer(schema, strict=params.strict, closed=closed))
+    return _named(
+        params,
+        lambda: Normalizer(
+            schema,
+            strict=params.strict,
+            closed=params.disable_additional_properties,
+            known=known_document,
+        ),
+    )
 
 
 def _schema_of(params: StructuredOutputsParams, value: Any) -> Any:

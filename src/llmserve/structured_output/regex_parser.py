@@ -210,6 +210,8 @@ class _Parser:
         return _points(char)
 
     def _peek_letter(self) -> bool:
-        return self.place < len(self.text) and self.text[self.place].isascii() and (
-            self.text[self.place].isalpha()
+        return (
+            self.place < len(self.text)
+            and self.text[self.place].isascii()
+            and (self.text[self.place].isalpha())
         )

@@ -13,9 +13,23 @@ from llmserve.structured_output.normal_form import Merger, Schema
 from llmserve.structured_output.regex import ascii_classes
 from llmserve.structured_output.regular import combine
 
-FORMATS = frozenset(
-    {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"}
-)  # fmt: skip
+_LABEL = "[a-z0-9](?:[a-z0-9-]{0,20}[a-z0-9])?"
+_DATE = r"\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])"
+_TIME = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d+)?(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)"
+_BYTE = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
+# Each with a pattern of the ordinary ones, for where an engine knows no formats
+FORMATS = {
+    "date-time": f"^{_DATE}T{_TIME}$",
+    "time": f"^{_TIME}$",
+    "date": f"^{_DATE}$",
+    "duration": r"^P(?:\d+W|\d+D(?:T\d+H)?|T\d+[HMS])$",
+    "email": rf"^[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*@{_LABEL}(?:\.{_LABEL})+$",
+    "hostname": rf"^{_LABEL}(?:\.{_LABEL})*$",
+    "ipv4": rf"^{_BYTE}(?:\.{_BYTE}){{3}}$",
+    "ipv6": "^(?:[0-9a-f]{1,4}:){7}[0-9a-f]{1,4}$",
+    "uuid": "^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$",
+    "uri": rf"^[a-z][a-z0-9+.-]*://{_LABEL}(?:\.{_LABEL})*(?::\d{{1,4}})?(?:/[A-Za-z0-9._~-]*)*$",
+}
 _BOUNDS = (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum"))
 _MAX_FACTOR = 20_000  # apart from 2 and 5: an engine keeps a state for each remainder
 _Edge = tuple[float, bool]  # a bound, and whether it is left out itself
@@ -121,19 +135,20 @@ def strings_of(merger: Merger, nodes: list[Node]) -> Schema | None:
         try:
             found = _without(merger, patterns, unlike)
         except GrammarError as error:
-            merger.drop(f"{nodes[0].pointer}/not", error.message)
+            by_value = [n.pointer for n in nodes if "~not" in n.raw]
+            place = next((f"{n.pointer}/pattern" for n in nodes if "~unlike" in n.raw), "")
+            merger.drop(place or by_value[0], error.message)
             found = patterns
         if found is None:
             return None
         patterns = found
     patterns = [ascii_classes(pattern) for pattern in patterns]
-    formats = {f: n for n in nodes if (f := n.raw.get("format")) in FORMATS}
+    formats = list(dict.fromkeys(f for n in nodes if (f := n.raw.get("format")) in FORMATS))
+    patterns += [FORMATS[name] for name in formats[1:]]
     if patterns:
         result["pattern"] = patterns[0]
     if formats:
-        result["format"] = next(iter(formats))
-        for other in list(formats)[1:]:
-            merger.drop(f"{formats[other].pointer}/format", "beside another one")
+        result["format"] = formats[0]
     if len(result) > (2 if formats else 1):
         merger.mark(nodes, "minLength", "maxLength", "pattern")
     if len(patterns) > 1:
