@@ -68,6 +68,11 @@ class Request:
         )
 
     @property
+    def max_output_tokens(self) -> int:
+        """That may be generated."""
+        return self.max_total_tokens - self.num_prompt_tokens
+
+    @property
     def num_tokens(self) -> int:
         """Known tokens; while the request runs, only those of filled blocks."""
         return len(self.tokens) // 4

@@ -30,6 +30,10 @@ class Matcher(ABC):
     def ended(self) -> bool:
         """Whether an end token was accepted, or nothing else is left: `fill` may not be called."""
 
+    @abstractmethod
+    def fork(self) -> "Matcher":
+        """Another one at the same place, which goes its own way."""
+
 
 class CompiledGrammar(ABC):
     """A grammar that requests can walk through."""

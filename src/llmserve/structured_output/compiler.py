@@ -44,7 +44,7 @@ Result = CompiledGrammar | LLMServeError
 class GrammarCompiler:
     """Compiles in a child and loads in a thread; nothing is started before the first grammar.
 
-    `wake_fd` becomes readable when `take_done` has something. `close` ends everything.
+    `vocabulary` is there once a grammar is. `wake_fd` becomes readable when `take_done` has something. `close` ends everything.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class GrammarCompiler:
         self._control: socket.socket | None = None
         self._warm: dict[str, float] = {}  # backend -> since when it answers at once
         self._last_timeout = 0.0
-        self._vocabulary: Vocabulary | None = None
+        self.vocabulary: Vocabulary | None = None
         self._backends: dict[str, GrammarBackend] = {}
         self._is_used = False
         self.num_compiled = 0
@@ -202,12 +202,12 @@ class GrammarCompiler:
     def _backend(self, name: str) -> GrammarBackend:
         with self._lock:
             if name not in self._backends:
-                if self._vocabulary is None:
+                if self.vocabulary is None:
                     start = self._start
-                    self._vocabulary = read_vocabulary(
+                    self.vocabulary = read_vocabulary(
                         start.tokenizer, start.logits_width, start.eos_token_ids
                     )
-                self._backends[name] = BACKENDS.load(name)(self._vocabulary)
+                self._backends[name] = BACKENDS.load(name)(self.vocabulary)
             return self._backends[name]
 
 

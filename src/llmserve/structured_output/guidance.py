@@ -126,3 +126,7 @@ class GuidanceMatcher(Matcher):
     def ended(self) -> bool:
         """See Matcher."""
         return self._matcher.is_stopped()
+
+    def fork(self) -> "GuidanceMatcher":
+        """See Matcher."""
+        return GuidanceMatcher(self._matcher.deep_copy())

@@ -14,6 +14,7 @@ from llmserve.core.scheduler_output import ModelRunnerOutput, SchedulerOutput, T
 from llmserve.core.structured_outputs import GRAMMAR_ERROR
 from llmserve.errors import EngineError, GrammarError, LLMServeError
 from llmserve.structured_output.base import CompiledGrammar, Matcher
+from llmserve.structured_output.closing import Closing, Way
 from llmserve.structured_output.compiler import GrammarCompiler, Key
 from llmserve.structured_output.thought import Thought
 from llmserve.utils.guard import guarded
@@ -30,6 +31,7 @@ class _Walk:
     params: SamplingParams
     thought: Thought | None
     num_output: int = 0
+    way: Way | None = None  # to the end of a text that would be cut off
 
 
 @dataclass(slots=True)
@@ -55,6 +57,7 @@ class GrammarManager:
         self._has_grammar = np.zeros(num_slots, np.bool_)
         self._eos = [t for t in compiler.eos_token_ids if 0 <= t < logits_width]
         self._only_end = self._words_of(self._eos)
+        self._closing: Closing | None = None
         self.num_masks = 0
 
     # -- requests come and go
@@ -136,7 +139,8 @@ class GrammarManager:
             walk = self._walks.get(row.request.key)
             if walk is None or row.request.finish_reason is not None:
                 continue
-            error = guarded(partial(self._fill, walk, words[i]), _broken)
+            left = row.request.max_output_tokens - walk.num_output
+            error = guarded(partial(self._fill, walk, words[i], left), _broken)
             if error is not None:
                 words[i] = -1  # its draw is dropped
                 failed.append((row.request, error))
@@ -144,7 +148,7 @@ class GrammarManager:
         self.num_masks += len(rows)
         return failed
 
-    def _fill(self, walk: _Walk, words: np.ndarray) -> LLMServeError | None:
+    def _fill(self, walk: _Walk, words: np.ndarray, left: int) -> LLMServeError | None:
         forced = None if walk.thought is None else walk.thought.forced
         if forced is not None:
             words[:] = self._words_of([forced])
@@ -159,9 +163,22 @@ class GrammarManager:
             early = words & ~self._words_of([*self._eos, *walk.params.stop_token_ids])
             if early.any():  # a text that is complete may end all the same
                 words[:] = early
+        elif (way := self._way(walk, left)) is not None:
+            way.narrow(walk.matcher, words, left)
         if not words.any():
             return _coded(GrammarError("the grammar came to a state that no token leads out of"))
         return None
+
+    def _way(self, walk: _Walk, left: int) -> Way | None:
+        """Of JSON alone: elsewhere nothing tells what leads to the end."""
+        vocabulary, params = self.compiler.vocabulary, walk.params
+        if walk.num_output == 0 and vocabulary is not None and not params.ignore_eos:
+            assert params.grammar is not None
+            if params.grammar.kind in ("json", "structural_tag"):
+                if self._closing is None:
+                    self._closing = Closing(vocabulary, self._only_end)
+                walk.way = Way(self._closing, left)
+        return walk.way
 
     def advance(
         self, rows: list[GrammarRow], output: ModelRunnerOutput
@@ -186,6 +203,8 @@ class GrammarManager:
             walk.thought.feed(token)
         if walk.matcher is None:
             return None
+        if walk.way is not None:
+            walk.way.took(token)
         fits = token in self._eos if walk.matcher.ended() else walk.matcher.accept(token)
         return None if fits else EngineError(f"token {token} was drawn against the grammar")
 

@@ -102,3 +102,7 @@ class XMatcher(Matcher):
     def ended(self) -> bool:
         """See Matcher."""
         return self._matcher.is_terminated()
+
+    def fork(self) -> "XMatcher":
+        """See Matcher."""
+        return XMatcher(self._matcher.fork())
