@@ -45,6 +45,9 @@ class Script(Matcher):
     def ended(self) -> bool:
         return self.is_ended
 
+    def fork(self) -> "Script":
+        raise NotImplementedError
+
 
 class Grammar(CompiledGrammar):
     def __init__(self, steps: list[list[int]]) -> None:
@@ -58,6 +61,7 @@ class Compiler:
     """Has what the test puts into it."""
 
     eos_token_ids = (EOS,)
+    vocabulary = None
 
     def __init__(self) -> None:
         self.there: dict[Any, CompiledGrammar] = {}
