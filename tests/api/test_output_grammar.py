@@ -3,8 +3,10 @@
 """What binds an answer, tried on texts with the engine that compiles it."""
 
 import json
+import random
 from typing import Any
 
+import jsonschema
 import pytest
 import xgrammar
 from xgrammar.testing import _is_grammar_accept_string as accepts
@@ -16,6 +18,8 @@ from llmserve.errors import RequestError
 from llmserve.parsers.call_grammar import Thought
 from llmserve.parsers.registry import TOOL_PARSERS, choose_parsers
 from llmserve.structured_output.prepare import prepare
+from tests.helpers.grammar import compiled, walk
+from tests.helpers.parsers import Output
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 ASKED = StructuredOutputsParams(json=SCHEMA, param="response_format")
@@ -200,3 +204,23 @@ def test_what_cannot_be_enforced(choice: Any, fields: dict[str, Any], param: str
     with pytest.raises(RequestError) as info:
         grammar(choice, **fields)
     assert info.value.param == param
+
+
+@pytest.mark.parametrize("choice", ["required", named("f")])
+def test_arguments_of_random_calls_are_valid(choice: Any) -> None:
+    schemas = {"f": SCHEMA, "g": {"type": "object"}}
+    use = read_tools(tools(strict=True), choice, True)
+    params = output_params(use, choose_parsers("", "", "hermes", None), None, None)
+    assert params is not None
+    made, rng, found = compiled(prepare(params, "auto")), random.Random(), 0
+    for _ in range(40):
+        text = walk(made, rng)
+        if text is None:
+            continue
+        calls = Output("hermes", tools=schemas).check_law(text.decode(), every_cut=False).calls
+        assert calls
+        for name, arguments in calls:
+            found += 1
+            assert choice == "required" or name == "f"
+            jsonschema.validate(json.loads(arguments), schemas[name])
+    assert found >= 20

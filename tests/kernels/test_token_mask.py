@@ -3,6 +3,7 @@
 """mask_logits bit by bit, in torch and in interpreted Triton; compiled for both targets."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,15 +11,16 @@ import torch
 
 from llmserve import envs
 from llmserve.kernels import token_mask as module
-from llmserve.kernels.token_mask import mask_logits
+from llmserve.kernels.token_mask import mask_logits, mask_logits_torch
 from tests.helpers.compile_kernel import ARCHITECTURES, compile_for
 from tests.helpers.paged import run_interpreted
 
 torch.set_num_threads(1)
 
 
+@pytest.mark.parametrize("function", [mask_logits, mask_logits_torch])
 @pytest.mark.parametrize(("n", "width"), [(1, 31), (1, 32), (3, 4097), (5, 9000)])
-def test_equals_bit_by_bit(n: int, width: int) -> None:
+def test_equals_bit_by_bit(n: int, width: int, function: Any) -> None:
     rng = np.random.default_rng()
     words = rng.integers(-(2**31), 2**31, (n, -(-width // 32)), dtype=np.int32)
     words[0, 0] = -1
@@ -29,7 +31,7 @@ def test_equals_bit_by_bit(n: int, width: int) -> None:
         for token in range(width):
             if not int(words[row, token // 32]) >> token % 32 & 1:
                 wanted[row, token] = -math.inf
-    mask_logits(logits, torch.from_numpy(words))
+    function(logits, torch.from_numpy(words))
     assert torch.equal(logits, wanted)
 
 
