@@ -44,7 +44,8 @@ Result = CompiledGrammar | LLMServeError
 class GrammarCompiler:
     """Compiles in a child and loads in a thread; nothing is started before the first grammar.
 
-    `vocabulary` is there once a grammar is. `wake_fd` becomes readable when `take_done` has something. `close` ends everything.
+    `vocabulary` is there once a grammar is. `wake_fd` becomes readable when `take_done` has
+    something. `close` ends everything.
     """
 
     def __init__(
