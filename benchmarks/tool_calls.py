@@ -22,7 +22,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "get_weather": {
         "type": "object",
         "properties": {
-            "city": {"type": "string", "maxLength": 40},
+            "city": {"type": "string"},
             "days": {"type": "integer", "minimum": 1, "maximum": 7},
             "unit": {"enum": ["celsius", "fahrenheit"]},
         },
