@@ -18,7 +18,10 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-_SRC = str(Path(__file__).parents[2] / "src")
+# What was there stays behind it: dependencies need not be installed where Python looks by itself
+_SRC = ":".join(
+    [str(Path(__file__).parents[2] / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 
 
 def is_alive(pid: int) -> bool:
