@@ -10,6 +10,7 @@ import pytest
 from llmserve.core.structured_outputs import MAX_SPEC_BYTES, StructuredOutputsParams
 from llmserve.errors import RequestError
 from llmserve.structured_output.prepare import prepare
+from tests.helpers.grammar import accepts_json, compiled
 
 TAG = {"format": {"type": "json_schema", "json_schema": {"properties": {"a": {}}}}}
 
@@ -40,10 +41,11 @@ def test_the_engine_that_can(fields: dict[str, Any], backend: str, kind: str) ->
 def test_a_named_engine_is_used_for_all_that_it_can() -> None:
     assert _prepare("guidance", json={"type": "integer"}).backend == "guidance"
     assert _prepare("xgrammar", regex="a").backend == "xgrammar"
+    weak = {"type": "string", "maxLength": 3, "pattern": "^a+$"}
     with pytest.raises(RequestError, match="#/maxLength"):
-        _prepare("xgrammar", json={"type": "string", "maxLength": 3})
-    loose = _prepare("xgrammar", json={"type": "string", "maxLength": 3}, strict=False)
-    assert loose.ignored == ["#/maxLength"]
+        _prepare("xgrammar", json=weak)
+    loose = _prepare("xgrammar", json=weak, strict=False)
+    assert loose.ignored == ["#/maxLength", "#/pattern"]
     with pytest.raises(RequestError, match="structural tags"):
         _prepare("guidance", structural_tag=TAG)
 
@@ -111,3 +113,14 @@ def test_no_engine_is_imported() -> None:
         "sys.exit(', '.join({'torch', 'xgrammar', 'llguidance'} & {*sys.modules}) or 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_bounded_strings_of_strict_tools() -> None:
+    """xgrammar is narrower there than it could be, which is no reason to refuse."""
+    schema = {"type": "string", "minLength": 2, "maxLength": 3}
+    spec = _prepare("xgrammar", json=schema)
+    assert spec.ignored == []
+    grammar = compiled(spec)
+    assert [n for n in range(6) if accepts_json(grammar, "é" * n)] == [2, 3]
+    tag = {"type": "structural_tag", "format": {"type": "json_schema", "json_schema": schema}}
+    assert _prepare(structural_tag=tag).ignored == []

@@ -28,8 +28,8 @@ class Merger(Protocol):
     def seen(self, part: Normal) -> Normal:
         """What a reference points to, {} if it is still in the making."""
 
-    def mark(self, nodes: list[Node], *keywords: str) -> None:
-        """xgrammar would not do what these say."""
+    def mark(self, nodes: list[Node], *keywords: str, weak: bool = True) -> None:
+        """xgrammar would not do what these say; not `weak`: it only lets less through."""
 
     def drop(self, place: str, why: str = "") -> None:
         """No engine enforces the keyword at `place`."""

@@ -117,9 +117,9 @@ def _legacy_tag(params: StructuredOutputsParams, tag: dict[str, Any]) -> dict[st
 
 def _weakened(params: StructuredOutputsParams, normalizer: Normalizer) -> list[str]:
     """What xgrammar alone does not enforce; an error where that must not be."""
-    if normalizer.hard and params.strict:
-        raise _error(params, f"the grammar backend xgrammar cannot enforce {normalizer.hard[0]}")
-    return normalizer.hard
+    if normalizer.weak and params.strict:
+        raise _error(params, f"the grammar backend xgrammar cannot enforce {normalizer.weak[0]}")
+    return normalizer.weak
 
 
 def _normalizer(params: StructuredOutputsParams, schema: Any) -> Normalizer:

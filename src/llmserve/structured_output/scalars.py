@@ -150,7 +150,8 @@ def strings_of(merger: Merger, nodes: list[Node]) -> Schema | None:
     if formats:
         result["format"] = formats[0]
     if len(result) > (2 if formats else 1):
-        merger.mark(nodes, "minLength", "maxLength", "pattern")
+        weak = bool(patterns or formats)
+        merger.mark(nodes, "minLength", "maxLength", "pattern", weak=weak)
     if len(patterns) > 1:
         return {"allOf": [result, *({"type": "string", "pattern": p} for p in patterns[1:])]}
     return result

@@ -53,8 +53,9 @@ _KEYWORDS: dict[str, tuple[str, ...]] = {
 class Normalizer:
     """One schema's way to the normal form.
 
-    `hard` are pointers to keywords that xgrammar would not enforce as they are meant, `ignored`
-    to those that no engine enforces. With `strict` the first of the latter is a GrammarError.
+    `hard` are pointers to keywords that xgrammar would not enforce as they are meant, `weak` to
+    those of them that it would let too much through for, `ignored` to those that no engine
+    enforces. With `strict` the first of the latter is a GrammarError.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Normalizer:
         exact_of: Document | None = None,
     ) -> None:
         self.hard: list[str] = []
+        self.weak: list[str] = []
         self.ignored: list[str] = []
         self._strict = strict
         self.closed = closed
@@ -322,10 +324,13 @@ class Normalizer:
 
     # -- notes
 
-    def mark(self, nodes: list[Node], *keywords: str) -> None:
-        """xgrammar would not do what these say."""
+    def mark(self, nodes: list[Node], *keywords: str, weak: bool = True) -> None:
+        """xgrammar would not do what these say; not `weak`: it lets less through, as strings of
+        bounded length without escapes."""
         found = [f"{n.pointer}/{k}" for n in nodes for k in keywords if k in n.raw]
         self.hard += found or [nodes[0].pointer]
+        if weak:
+            self.weak += found or [nodes[0].pointer]
 
     def drop(self, place: str, why: str = "") -> None:
         """No engine enforces the keyword at `place`."""
