@@ -20,18 +20,19 @@ ARGUMENTS = st.fixed_dictionaries(
 ).filter(lambda value: not any(end in json.dumps(value, ensure_ascii=False) for end in ENDS))
 
 
-def render(content: str, calls: list[dict[str, Any]], outer: str) -> str:
-    """As the encoding does."""
-    text = f"{content}\n\n<｜DSML｜{outer}>\n"
+def render(content: str, calls: list[dict[str, Any]], outer: str, space: str = "") -> str:
+    """As the encoding does; `space` stands behind the bars."""
+    begin, end = f"<｜DSML｜{space}", f"</｜DSML｜{space}"
+    text = f"{content}\n\n{begin}{outer}>\n"
     for arguments in calls:
-        text += '<｜DSML｜invoke name="f">\n'
+        text += f'{begin}invoke name="f">\n'
         for key, value in arguments.items():
             plain = isinstance(value, str)
             shown = value if plain else json.dumps(value)
             mark = "true" if plain else "false"
-            text += f'<｜DSML｜parameter name="{key}" string="{mark}">{shown}</｜DSML｜parameter>\n'
-        text += "</｜DSML｜invoke>\n"
-    return f"{text}</｜DSML｜{outer}>"
+            text += f'{begin}parameter name="{key}" string="{mark}">{shown}{end}parameter>\n'
+        text += f"{end}invoke>\n"
+    return f"{text}{end}{outer}>"
 
 
 @given(
@@ -46,10 +47,7 @@ def test_parse_undoes_render(content: str, calls: list[dict[str, Any]], outer: s
 
 @given(PLAIN.filter(bool), st.lists(ARGUMENTS, min_size=1, max_size=2))
 def test_spaces_after_the_bars(content: str, calls: list[dict[str, Any]]) -> None:
-    text = render(content, calls, "calls")
-    for tag in ("calls", "invoke", "parameter"):
-        for begin in ("<｜DSML｜", "</｜DSML｜"):
-            text = text.replace(begin + tag, f"{begin} {tag}")
+    text = render(content, calls, "calls", " ")
     found = Output("deepseek_v41").check_law(text, every_cut=False)
     assert (found.content, loaded(found)) == (content, [("f", value) for value in calls])
 
