@@ -240,7 +240,8 @@ def test_exit_codes_are_as_the_readme_says(bench_model: Path) -> None:
         command = [sys.executable, "-m", "llmserve", "complete", "--url", url, "--quick", "x"]
         asking = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         silent.settimeout(20)
-        with silent.accept()[0]:
+        with silent.accept()[0] as connection:
+            assert connection.recv(1)  # it waits for the answer: nothing on its way eats the signal
             asking.send_signal(signal.SIGINT)
             assert asking.wait(10) == 130
     helping = subprocess.Popen(
