@@ -222,6 +222,11 @@ def ended_while_loading(model: Path, numbers: tuple[int, ...]) -> int:
     return code
 
 
+def _heed_sigint() -> None:
+    """In a child: who starts tests in the background has it ignored, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_exit_codes_are_as_the_readme_says(bench_model: Path) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     table = readme.partition("| exit code |")[2].partition("\n\n")[0]
@@ -238,7 +243,7 @@ def test_exit_codes_are_as_the_readme_says(bench_model: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
         command = [sys.executable, "-m", "llmserve", "complete", "--url", url, "--quick", "x"]
-        asking = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        asking = subprocess.Popen(command, stderr=subprocess.DEVNULL, preexec_fn=_heed_sigint)
         silent.settimeout(20)
         with silent.accept()[0] as connection:
             assert connection.recv(1)  # it waits for the answer: nothing on its way eats the signal
