@@ -204,15 +204,17 @@ class Sampler:
         processor's `apply` raises comes before any state has changed.
         """
         batch = self._batch_of(slots)
-        for _, rows in batch.processors:
-            rows.output_index_cpu = output_index[rows.index_cpu].astype(np.int64)
-        logits = logits.contiguous()
         output_index = output_index.astype(np.int64)
+        for _, rows in batch.processors:
+            rows.output_index_cpu = output_index[rows.index_cpu]
+        logits = logits.contiguous()
         # Without processors, the draw sees the same logits and finds as much
         bad = logits.amax(1).isfinite().logical_not_() if batch.processors else None
         scored: list[Tensor] = []
-        if self._raw_logprobs and batch.processors:
-            scored = [rows.of(logits).clone() for rows, _, _ in batch.logprobs]
+        if self._raw_logprobs:
+            scored = [rows.of(logits) for rows, _, _ in batch.logprobs]
+            if batch.processors:
+                scored = [part.clone() for part in scored]
 
         for processor, rows in batch.processors:
             part = rows.of(logits)
@@ -230,8 +232,6 @@ class Sampler:
             )
         if not self._raw_logprobs:
             scored = [self._processed(logits, rows, lowest) for rows, _, _ in batch.logprobs]
-        elif not batch.processors:
-            scored = [rows.of(logits) for rows, _, _ in batch.logprobs]
         host = [
             (rows, columns(values, rows.of(token_ids), k, given))
             for (rows, k, given), values in zip(batch.logprobs, scored, strict=True)
