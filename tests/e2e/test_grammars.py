@@ -27,7 +27,7 @@ from llmserve.frontend.tokenizer import Tokenizer, load_tokenizer
 from llmserve.sampling import grammar as grammar_module
 from llmserve.structured_output.manager import GrammarManager
 from llmserve.structured_output.prepare import prepare
-from tests.helpers.engine import Engine, Result
+from tests.helpers.engine import Engine, Result, engines_of
 from tests.helpers.server import Server, processes_of
 from tests.helpers.tiny_models import EOS_ID, write_tiny_model
 
@@ -58,19 +58,8 @@ def tokenizer(model: Path) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def engine(model: Path) -> Iterator[Callable[..., Engine]]:
-    """Engines by their flags; each is made once, for its compiler has to start."""
-    made: dict[str, Engine] = {}
-
-    def get(**flags: Any) -> Engine:
-        name = repr(sorted(flags.items()))
-        if name not in made:
-            sizes = {"max_model_len": 256, "num_gpu_blocks_override": 200, "max_num_seqs": 16}
-            made[name] = Engine(model, **(sizes | flags))
-        return made[name]
-
-    yield get
-    for one in made.values():
-        one.close()
+    with engines_of(model) as get:
+        yield get
 
 
 def _spec(schema: Any = SCHEMA, backend: str = "guidance", **fields: Any) -> GrammarSpec:

@@ -18,7 +18,7 @@ from llmserve.frontend.tokenizer import Tokenizer, load_tokenizer
 from llmserve.parsers.base import OutputParser
 from llmserve.parsers.reasoning.think import Think
 from llmserve.structured_output.prepare import prepare
-from tests.helpers.engine import Engine
+from tests.helpers.engine import Engine, engines_of
 from tests.helpers.tiny_models import write_tiny_model
 
 PROMPT = list(range(5, 25))
@@ -39,18 +39,8 @@ def tokenizer(model: Path) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def engine(model: Path) -> Iterator[Callable[..., Engine]]:
-    made: dict[str, Engine] = {}
-
-    def get(**flags: Any) -> Engine:
-        name = repr(sorted(flags.items()))
-        if name not in made:
-            sizes = {"max_model_len": 256, "num_gpu_blocks_override": 200, "max_num_seqs": 16}
-            made[name] = Engine(model, **(sizes | flags))
-        return made[name]
-
-    yield get
-    for one in made.values():
-        one.close()
+    with engines_of(model) as get:
+        yield get
 
 
 def _run(

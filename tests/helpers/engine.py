@@ -2,8 +2,9 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """An engine in this process, driven by hand."""
 
+import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +119,20 @@ class Engine:
     def close(self) -> None:
         """Ends the executor, and the grammar compiler."""
         self.core.shutdown()
+
+
+@contextlib.contextmanager
+def engines_of(model: Path) -> Iterator[Callable[..., Engine]]:
+    """Small engines by their flags; each is made once, for its compiler has to start."""
+    made: dict[str, Engine] = {}
+
+    def get(**flags: Any) -> Engine:
+        name = repr(sorted(flags.items()))
+        if name not in made:
+            sizes = {"max_model_len": 256, "num_gpu_blocks_override": 200, "max_num_seqs": 16}
+            made[name] = Engine(model, **(sizes | flags))
+        return made[name]
+
+    yield get
+    for one in made.values():
+        one.close()

@@ -23,16 +23,8 @@ from llmserve.metrics.edge import REASONS
 from llmserve.metrics.prometheus import EngineHealth, MetricsPage
 from llmserve.metrics.stats import NUM_CELLS, RequestStats
 from tests.helpers.api import model_info
+from tests.helpers.clock import Clock
 from tests.metrics.test_stats import timings
-
-
-class Clock:
-    """time.monotonic, moved by hand."""
-
-    now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -8,15 +8,7 @@ import pytest
 
 from llmserve.utils import heartbeat
 from llmserve.utils.heartbeat import Heartbeat
-
-
-class Clock:
-    """time.monotonic, moved by hand."""
-
-    now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
+from tests.helpers.clock import Clock
 
 
 @pytest.fixture
