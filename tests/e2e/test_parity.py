@@ -48,7 +48,7 @@ def test_tokens_and_prompt_logprobs_equal_transformers() -> None:
     params = SamplingParams(
         temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True, prompt_logprobs=0
     )
-    with LLM(dtype="float32", max_model_len=1024, cpu_threads=1) as llm:
+    with LLM(dtype="float32", max_model_len=1024, cpu_threads=1, max_num_batched_tokens=128) as llm:
         outputs = llm.generate(PROMPTS, params, use_tqdm=False)
         assert llm.get_metrics().num_chunked_prefills > 0
     reference = transformers.AutoModelForCausalLM.from_pretrained(

@@ -61,10 +61,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.running += 1
             self.server.most_running = max(self.server.most_running, self.server.running)
         try:
-            self._stream("messages" in body, prompt)
+            whole = self._stream("messages" in body, prompt)
         finally:
-            with self.server.lock:
+            with self.server.lock:  # before the end is sent: the client's next one follows at once
                 self.server.running -= 1
+        if whole:
+            self._chunk(b"data: [DONE]\n\n")
+            self._chunk(b"")
 
     def _json(self, status: int, value: object) -> None:
         data = json.dumps(value).encode()
@@ -73,7 +76,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def _stream(self, chat: bool, prompt: Any) -> None:
+    def _stream(self, chat: bool, prompt: Any) -> bool:
+        """All but the end; whether that is to follow."""
         self.send_response(200)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
@@ -84,12 +88,11 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(self.server.next_s if number else self.server.first_s)
             if prompt == "cut" and number == 1:
                 self.close_connection = True
-                return
+                return False
             self._event({"choices": [{"delta": {"content": word}} if chat else {"text": word}]})
         usage = {"prompt_tokens": len(prompt), "completion_tokens": len(self.server.words)}
         self._event({"choices": [], "usage": usage})
-        self._chunk(b"data: [DONE]\n\n")
-        self._chunk(b"")
+        return True
 
     def _event(self, value: object) -> None:
         self._chunk(b"data: " + json.dumps(value).encode() + b"\n\n")
