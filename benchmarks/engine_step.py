@@ -27,6 +27,7 @@ from llmserve.core.messages import EngineRequest, LogprobColumns
 from llmserve.core.sampling_params import SamplingParams
 from llmserve.core.scheduler_output import ModelRunnerOutput, SchedulerOutput
 from llmserve.kv_cache.groups import make_kv_cache_config
+from llmserve.scheduler.cost import StepCosts
 from llmserve.scheduler.scheduler import Scheduler
 
 SHORT, LONG = 64, 4096  # tokens of context
@@ -78,7 +79,7 @@ class _Bench:
         assert len(kv.groups) == 3
         self.scheduler = Scheduler(
             config, CacheConfig(), kv, max_model_len=length, logits_width=VOCABULARY,
-            eos_token_ids=[2], seed=0, max_in_flight=2,
+            eos_token_ids=[2], seed=0, max_in_flight=2, costs=StepCosts(None, 1e-4),
         )  # fmt: skip
         self.encoder = msgspec.msgpack.Encoder()
         self.in_flight: deque[SchedulerOutput] = deque()

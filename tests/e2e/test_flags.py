@@ -77,6 +77,7 @@ SEEN_BY = {
     "SchedulerConfig.async_scheduling": _ORACLES + "test_overlapped_equals_synchronous",
     "SchedulerConfig.enable_chunked_prefill": _ORACLES + "test_whole_prompts_where_chunking_is_off",
     "SchedulerConfig.long_prefill_token_threshold": _HERE + "test_long_prefill_token_threshold",
+    "SchedulerConfig.max_inter_token_ms": _HERE + "test_max_inter_token_ms",
     "SchedulerConfig.max_num_batched_tokens": _ORACLES + "test_chunked_equals_whole",
     "SchedulerConfig.max_num_queued_reqs": "tests/scheduler/test_admission.py::"
     "test_a_full_queue_is_503",
@@ -303,6 +304,22 @@ def test_long_prefill_token_threshold(engine: Callable[..., Engine]) -> None:
     chunked = engine(long_prefill_token_threshold=16)
     assert chunked.generate([PROMPT]) == engine().generate([PROMPT])
     assert chunked.core.stats().num_chunked_prefills == 1
+
+
+def test_max_inter_token_ms(engine: Callable[..., Engine]) -> None:
+    """Beside a decode a prompt of 200 tokens goes in pieces where no step is short enough."""
+    prompt = [n % 90 + 5 for n in range(200)]
+    answers, chunked = [], []
+    for limit in (0, 1e-6):
+        llm = engine(max_inter_token_ms=limit)
+        first = llm.add(PROMPT, max_tokens=30, ignore_eos=True)
+        for _ in range(8):
+            llm.step()
+        second = llm.add(prompt, max_tokens=4, ignore_eos=True)
+        results = llm.run()
+        answers.append([results[name].token_ids for name in (first, second)])
+        chunked.append(llm.core.stats().num_chunked_prefills)
+    assert answers[0] == answers[1] and chunked == [0, 1]
 
 
 def test_max_num_seqs(engine: Callable[..., Engine]) -> None:

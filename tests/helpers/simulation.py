@@ -15,6 +15,7 @@ from llmserve.core.messages import EngineOutputs, EngineRequest
 from llmserve.core.sampling_params import SamplingParams
 from llmserve.core.scheduler_output import ModelRunnerOutput, SchedulerOutput
 from llmserve.kv_cache.groups import blocks_at_peak, make_kv_cache_config, plan_groups
+from llmserve.scheduler.cost import StepCosts
 from llmserve.scheduler.scheduler import Scheduler
 from tests.helpers.fake_worker import (
     EOS,
@@ -53,6 +54,7 @@ class World:
     num_contents: int = 2
     scheduler: dict[str, object] = field(default_factory=dict)
     caching: bool = True
+    costs: bool = False
 
     @classmethod
     def draw(cls, rng: random.Random) -> "World":
@@ -80,6 +82,7 @@ class World:
             add_rate=rng.choice((0.1, 0.3, 0.6)),
             scheduler=scheduler,
             caching=rng.random() < 0.85,
+            costs=rng.random() < 0.5,
         )
 
 
@@ -128,7 +131,8 @@ class Episode:
     def start_engine(self) -> None:
         """A fresh scheduler and worker; whatever the old ones had is gone."""
         world = self.world
-        config = {"max_num_seqs": 5, "max_num_batched_tokens": 32} | world.scheduler
+        config: dict[str, object] = {"max_num_seqs": 5, "max_num_batched_tokens": 32}
+        config |= {"enable_chunked_prefill": True} | world.scheduler
         self.scheduler = Scheduler(
             SchedulerConfig(**config),  # type: ignore[arg-type]
             CacheConfig(enable_prefix_caching=world.caching),
@@ -139,11 +143,22 @@ class Episode:
             seed=5,
             max_in_flight=world.depth,
             num_draft_tokens=world.num_drafts,
+            costs=self._costs() if world.costs and config["enable_chunked_prefill"] else None,
         )
         self.worker = FakeWorker(
             self.kv, world.max_model_len, self.rng, world.num_drafts, world.nan_rate
         )
         self.in_flight: deque[tuple[SchedulerOutput, ModelRunnerOutput]] = deque()
+
+    def _costs(self) -> StepCosts:
+        """Of a machine whose steps take anything up to 10 s."""
+        rng, times = random.Random(7), [0.0]
+
+        def clock() -> float:
+            times[0] += 10 * rng.random()
+            return times[0]
+
+        return StepCosts(None, 0.1, 3, clock)
 
     # -- clients
 

@@ -21,6 +21,12 @@ class SchedulerConfig:
     long_prefill_token_threshold: int = flag(
         0, "Most tokens of one prompt in a step; 0 is no limit.", check=not_negative, parse=size
     )
+    max_inter_token_ms: float | None = flag(
+        None,
+        "Longest step while requests decode: prompts are split to fit. Default: 2.5 times what the "
+        "decodes alone take; 0 is no limit.",
+        check=not_negative,
+    )
     scheduling_policy: str = flag(
         "fcfs",
         "Order of requests: arrival, or the request's priority: low first, clients have 0 at best.",

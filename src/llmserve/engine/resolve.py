@@ -16,7 +16,7 @@ from typing import Any
 from llmserve.config.engine import EngineConfig
 from llmserve.config.flag import flag_name
 from llmserve.config.hf import ModelDescription
-from llmserve.core.kv_spec import KVCacheConfig
+from llmserve.core.kv_spec import FullAttentionSpec, KVCacheConfig
 from llmserve.core.messages import ModelInfo
 from llmserve.engine.core import EngineCore
 from llmserve.engine.fingerprint import fingerprint
@@ -24,6 +24,7 @@ from llmserve.errors import ConfigError
 from llmserve.executor.base import ModelFacts
 from llmserve.executor.registry import EXECUTORS
 from llmserve.kv_cache.groups import blocks_at_peak, make_kv_cache_config, tokens_that_fit
+from llmserve.scheduler.cost import StepCosts
 from llmserve.scheduler.scheduler import Scheduler
 from llmserve.structured_output.compiler import GrammarCompiler
 from llmserve.structured_output.manager import GrammarManager
@@ -159,6 +160,7 @@ def build(config: EngineConfig, model: ModelDescription) -> tuple[EngineCore, Mo
         eos_token_ids=model.eos_token_ids,
         seed=config.model.seed,
         max_in_flight=depth,
+        costs=_step_costs(config, model, facts),
     )
     info = _model_info(config, model, facts, kv, device)
     logger.info(
@@ -174,6 +176,22 @@ def build(config: EngineConfig, model: ModelDescription) -> tuple[EngineCore, Mo
         config.scheduler.max_num_seqs + 1,
     )
     return EngineCore(scheduler, executor, depth, grammars), info
+
+
+def _step_costs(
+    config: EngineConfig, model: ModelDescription, facts: ModelFacts
+) -> StepCosts | None:
+    """None where prompts are not to be split, or not for the sake of those who decode."""
+    most = config.scheduler.max_inter_token_ms
+    if most == 0 or not config.scheduler.enable_chunked_prefill:
+        return None
+    # multiply-adds of a token: one for each weight, and two of head_dim for each head and token
+    # that a layer of full attention looks at
+    heads = int(model.hf_config.get("num_attention_heads", 0))
+    full = [spec for spec in facts.kv_specs if isinstance(spec, FullAttentionSpec)]
+    weights = facts.weight_bytes / full[0].dtype_bytes if full else 1
+    attention = 2 * heads * sum(spec.head_dim for spec in full)
+    return StepCosts(most / 1000 if most else None, attention / weights)
 
 
 def _size_cache(

@@ -64,6 +64,7 @@ class LLM:
     ) -> None:
         flags = {name: v for name, v in flags.items() if name not in _WITHOUT_EFFECT}
         flags.setdefault("max_num_queued_reqs", 0)  # a batch may be larger than a server's queue
+        flags.setdefault("max_inter_token_ms", 0)  # nobody waits for a single token
         config = EngineConfig.from_flags(model=model, **flags)
         engine = launch_engine(config)
         client = engine.connect(0)

@@ -26,6 +26,7 @@ from llmserve.errors import (
 from llmserve.kv_cache.manager import KVCacheManager
 from llmserve.kv_cache.prefix_hash import block_hash
 from llmserve.scheduler.admission import Admission
+from llmserve.scheduler.cost import StepCosts
 from llmserve.scheduler.outbox import Outbox, cut
 from llmserve.scheduler.policy import WaitingQueue, prompt_gates
 from llmserve.scheduler.slots import Slots
@@ -47,6 +48,9 @@ class _InFlight:
     ends: np.ndarray  # int64 [num_rows]: computed tokens once the step is done
     epochs: np.ndarray  # int64 [num_rows]
     hashes: set[bytes]  # prefixes that the step computes
+    num_decodes: int
+    weight: float  # of the prompts, where costs are kept
+    planned: float  # StepCosts.clock
 
 
 @dataclass(slots=True)
@@ -58,6 +62,9 @@ class _Rows:
     counts: list[int] = field(default_factory=list)
     hashes: set[bytes] = field(default_factory=set)
     preempted: set[int] = field(default_factory=set)
+    num_decodes: int = 0
+    room: float | None = None  # weight that prompts may still have; None: not asked for yet
+    weight: float = 0.0
 
 
 class Scheduler:
@@ -80,6 +87,7 @@ class Scheduler:
         seed: int,
         max_in_flight: int,
         num_draft_tokens: int = 0,
+        costs: StepCosts | None = None,
     ) -> None:
         assert config.max_num_seqs is not None and config.max_num_batched_tokens is not None
         assert num_draft_tokens == 0 or max_in_flight == 1, "drafts need a synchronous engine"
@@ -107,6 +115,8 @@ class Scheduler:
         self._num_drafts = num_draft_tokens
         self._no_drafts = np.zeros(config.max_num_seqs, np.int32)
         self._gates = prompt_gates(config)
+        self._costs = costs
+        self._committed = 0.0  # StepCosts.clock
         self._admission = Admission(
             config, self.kv, max_model_len, logits_width, self._eos_token_ids, seed
         )
@@ -278,6 +288,7 @@ class Scheduler:
         counts = decodes[:0]
         if len(decodes):
             decodes, starts, counts = self._schedule_decodes(decodes, starts, rows)
+            rows.num_decodes = len(decodes)
         budget = self.max_tokens - (int(counts.sum()) if self._num_drafts else len(counts))
         if len(decodes) < len(running):
             more = (todo > _ONE).nonzero()[0]
@@ -338,22 +349,32 @@ class Scheduler:
             request = self.slots.requests[slot]
             if request is None:  # preempted just now
                 continue
-            count = self._trim(todo, budget)
             start = int(self.slots.computed[slot])
+            count = self._trim(start, todo, budget, rows)
             if count and self._make_room(slot, start, start + count, rows):
                 self._add_row(rows, request, start, count)
                 budget -= count
         return budget
 
-    def _trim(self, todo: int, budget: int) -> int:
+    def _trim(self, start: int, todo: int, budget: int, rows: _Rows) -> int:
         for gate in self._gates:
             todo = gate(todo, budget)
-        return todo
+        costs = self._costs
+        if costs is None or not rows.num_decodes:
+            return todo
+        if rows.room is None:
+            rows.room = costs.room(rows.num_decodes)
+        fits = costs.fit(start, max(rows.room - rows.weight, 0.0))
+        if todo <= fits:
+            return todo
+        return fits if fits >= costs.least else 0 if rows.slots else min(todo, costs.least)
 
     def _add_row(self, rows: _Rows, request: Request, start: int, count: int) -> None:
         rows.slots.append(request.slot)
         rows.starts.append(start)
         rows.counts.append(count)
+        if self._costs is not None:
+            rows.weight += self._costs.weight(start, count)
         rows.hashes.update(self.kv.hashes_touched(request, start, start + count))
 
     def _schedule_waiting(self, budget: int, rows: _Rows, new_requests: list[NewRequest]) -> None:
@@ -380,7 +401,7 @@ class Scheduler:
                 passed.append(self.waiting.pop())
                 continue
             todo = min(request.num_tokens, request.max_total_tokens - 1) - hit.num_tokens
-            count = self._trim(todo, budget)
+            count = self._trim(hit.num_tokens, todo, budget, rows)
             if not count:
                 break
             end = hit.num_tokens + count
@@ -472,8 +493,11 @@ class Scheduler:
         )
         self._new_blocks, self._released = [], []
         self._in_flight.append(
-            _InFlight(plan, decodes, starts, ends, slots.epoch[decodes], rows.hashes)
-        )
+            _InFlight(
+                plan, decodes, starts, ends, slots.epoch[decodes], rows.hashes, n, rows.weight,
+                self._costs.clock() if self._costs is not None else 0.0,
+            )
+        )  # fmt: skip
         self.counters.num_tokens_computed += (
             int(counts.sum()) if self._num_drafts else n + sum(rows.counts)
         )
@@ -486,6 +510,9 @@ class Scheduler:
         """Takes what the oldest step in flight drew."""
         flight = self._in_flight.popleft()
         assert flight.plan.step == plan.step, "steps are committed in the order of their plans"
+        if self._costs is not None:
+            began, self._committed = max(flight.planned, self._committed), self._costs.clock()
+            self._costs.observe(flight.num_decodes, flight.weight, self._committed - began)
         slots = self.slots
         live = slots.epoch[flight.slots] == flight.epochs
         rows = live.nonzero()[0]
