@@ -22,6 +22,7 @@ from typing import Any
 
 import httpx
 
+from tests.helpers.clock import calibrate
 from tests.helpers.invariants import (
     MAX_RSS_GROWTH,
     Ended,
@@ -55,22 +56,10 @@ NUM_TOKENS = 200  # of each background stream
 SETTLE_S = 10.0  # after the row, until everything must be as before
 PROBES = ("/health/live", "/health/ready")
 _PROBE_EVERY_S = 0.05
-_WORK_S = 0.035  # what `_work` takes on an idle core of the machine that the deadlines are set on
 
 
 class TooSlow(AssertionError):
     """Only a deadline was missed: a row of marker `timing` is run alone once more."""
-
-
-def _work() -> float:
-    began = time.perf_counter()
-    sum(i * i for i in range(500_000))
-    return time.perf_counter() - began
-
-
-def calibrate() -> float:
-    """How many times slower than the machine of the deadlines this one is now; at least 1."""
-    return max(1.0, max(_work() for _ in range(3)) / _WORK_S)
 
 
 def write_bench_model(folder: Path, *, vocab_size: int = 384) -> Path:
