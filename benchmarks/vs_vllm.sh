@@ -20,7 +20,7 @@ with() { # ENGINE COMMAND...: runs the engine's Python
 
 for shape in "${shapes[@]}"; do
   for engine in vllm llmserve; do
-    for part in "offline.py run" http_load.py; do
+    for part in "offline.py run" http_load.py "offline.py long"; do
       # shellcheck disable=SC2086
       with "$engine" "$here"/$part "$engine" "$shape" "$results" >"$results.$engine.log" 2>&1 ||
         echo "$part $engine $shape ended with $?: see $results.$engine.log"
