@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from llmserve.spec_decode.ngram import NgramProposer
+from llmserve.worker.model_runner import StepResult
 from tests.helpers.paged import interpret
 from tests.helpers.tiny_runner import CONFIGS, Driver, random_prompt, sample_run
 
@@ -89,6 +90,31 @@ def test_steps_in_flight(architecture: str) -> None:
     handles = [driver.start({slot: 21})[1], *(driver.start({slot: 1})[1] for _ in range(5))]
     out = [int(handle.result().token_ids[0, 0]) for handle in handles]
     assert out == solo(architecture, prompt, 6)
+
+
+def test_a_step_without_draws_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a long prompt's chunks pile up on the device, and plans that are still to be copied
+    there are overwritten."""
+    done: list[str] = []
+
+    class Event:
+        def record(self) -> None:
+            done.append("record")
+
+        def synchronize(self) -> None:
+            done.append("synchronize")
+
+    driver = Driver()
+    driver.add(1, random_prompt(21, 2))
+    plan, _ = driver.start({1: 9})
+    inputs = driver.runner.batcher.build(plan)
+    assert not len(inputs.draw_rows)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(driver.runner, "device", torch.device("cuda"))
+    result = StepResult(driver.runner, plan, inputs, None)
+    assert done == ["record"]
+    assert result.result().num_tokens.tolist() == [0]
+    assert done == ["record", "synchronize"]
 
 
 def test_resumed_request_continues() -> None:

@@ -248,7 +248,11 @@ class ModelRunner:
 
 
 class StepResult:
-    """A step in flight. On CUDA its tokens are on their way to pinned memory."""
+    """A step in flight. On CUDA its tokens are on their way to pinned memory.
+
+    One that draws nothing is waited for too: rings of buffers (an attention backend's plans) hold
+    as many steps as the engine has in flight, and chunks of a long prompt draw nothing for many.
+    """
 
     def __init__(
         self,
@@ -268,21 +272,22 @@ class StepResult:
             if self._tokens.is_cuda:
                 pinned = torch.empty(self._tokens.shape, dtype=torch.int64, pin_memory=True)
                 self._tokens = pinned.copy_(self._tokens, non_blocking=True)
-                self._event = torch.cuda.Event()
-                self._event.record()
+        if runner.device.type == "cuda":
+            self._event = torch.cuda.Event()
+            self._event.record()
 
     def result(self) -> ModelRunnerOutput:
-        """Waits for the step's tokens."""
+        """Waits for the step, and has its tokens."""
         plan, rows = self._plan, self._inputs.draw_rows
         draws = np.where(plan.sample, 1 + plan.num_drafts, 0).astype(np.int32)
         output = ModelRunnerOutput(
             np.zeros((plan.num_rows, max(1, int(draws.max()))), np.int32), draws
         )
         output.prompt_logprobs = self.prompt_logprobs
-        if self._sampled is None:
-            return output
         if self._event is not None:
             self._event.synchronize()
+        if self._sampled is None:
+            return output
         token_ids, invalid = self._tokens.numpy()
         nth = np.arange(len(rows)) - (np.cumsum(draws) - draws)[rows]
         output.token_ids[rows, nth] = token_ids
