@@ -17,6 +17,11 @@ from llmserve.kernels.fused_linear import (
     scratch_size,
     tile_for,
 )
+from llmserve.layers.base import Build
+from llmserve.layers.linear import Linear
+from llmserve.quantization import unquantized
+from llmserve.quantization.base import NormSpec
+from llmserve.quantization.unquantized import UnquantizedLinear
 from tests.helpers.compile_kernel import ARCHITECTURES, compile_for
 from tests.helpers.paged import run_interpreted
 
@@ -76,6 +81,31 @@ if envs.TRITON_INTERPRET:
     @pytest.mark.parametrize("case", CASES)
     def test_equals_float64(case: tuple) -> None:  # type: ignore[type-arg]
         check(torch.device("cpu"), torch.float32, case)
+
+    @pytest.mark.parametrize("tokens", [1, 3])
+    def test_float16_is_normed_before_it_can_overflow(
+        tokens: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of massive activations, as some models have; their product with the norm's weight."""
+        tile = Tile(16, 32, 1, 1, 4)
+        monkeypatch.setattr(unquantized, "on_gpu", lambda x: True)
+        monkeypatch.setattr(unquantized, "tile_for", lambda *size: tile)
+        monkeypatch.setattr(
+            unquantized, "scratch_of",
+            lambda device: Scratch(torch.empty(0), torch.empty(0, dtype=torch.int32)),
+        )  # fmt: skip
+        build = Build(torch.float16, torch.device("cpu"), UnquantizedLinear, 1)
+        layer = Linear(build, 96, (48,))
+        weight = torch.randn(48, 96).half() / 10
+        layer.weight.data.copy_(weight)
+        layer.finalize()
+        x, norm = torch.randn(tokens, 96).half(), torch.full((96,), 4.0).half()
+        x[:, 5] = 30_000
+        out = layer(x, NormSpec(norm, 1e-5))
+        wide = fused_linear_torch(
+            x.double(), weight.double(), None, (norm.double(), 1e-5), None, None
+        )
+        torch.testing.assert_close(out.double(), wide, rtol=1e-2, atol=1e-2)
 
 else:
 

@@ -125,6 +125,9 @@ def test_what_a_gpu_fuses(monkeypatch: pytest.MonkeyPatch, tile: Tile | None, bi
     every = {"norm", "act", "residual"}
     assert method.fuses(3, True) == (every if tile else frozenset())
     assert method.fuses(3, False) == (every if tile else frozenset() if bias else {"residual"})
+    method.weight = params["weight"].half().as_subclass(OnGpu)
+    assert "norm" not in method.fuses(3, True)
+    method.weight = params["weight"].as_subclass(OnGpu)
     kept = residual.clone()
     expected = F.linear(x, params["weight"], params.get("bias")) + kept
     if tile or not bias:

@@ -157,6 +157,7 @@ def fused_linear(
     """`x` [num_tokens <= 64, in_features], `weight` [out_features, in_features], `bias`
     [out_features], `norm` RMSNorm's weight [in_features] and eps, `act` "silu" or "gelu_tanh" of
     the first half of the outputs times the second, `residual` like the result. All contiguous.
+    `x` times the norm's weight must be in the dtype's range.
     Returns a new [num_tokens, out_features], or half as wide with `act`.
 
     `tile` must divide the weight (of half the outputs, with `act`). With splits, `scratch` holds

@@ -13,6 +13,7 @@ from llmserve.quantization.base import LinearMethod, NormSpec
 _NOTHING: frozenset[str] = frozenset()
 _RESIDUAL = frozenset({"residual"})
 _ALL = frozenset({"norm", "act", "residual"})
+_ALL_BUT_NORM = _ALL - {"norm"}  # which scales by a row's factor last: float16 overflows before
 _FEW, _MANY = 32, 192  # tokens up to which the compiled product is faster than torch's
 
 
@@ -68,7 +69,7 @@ class UnquantizedLinear(LinearMethod):
         if not on_gpu(self.weight):
             return _NOTHING if self.product is None or num_tokens > self.most else _ALL
         if self._tile(num_tokens, act) is not None:
-            return _ALL
+            return _ALL_BUT_NORM if self.weight.dtype == torch.float16 else _ALL
         return _NOTHING if act or self.bias is not None else _RESIDUAL
 
     def apply(
