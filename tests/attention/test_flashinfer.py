@@ -21,15 +21,17 @@ def test_not_chosen_without_flashinfer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("head_dim", [64, 128, 256])
-def test_gpu_equals_float64(head_dim: int) -> None:
+@pytest.mark.parametrize(
+    ("head_dim", "far"), [(64, False), (128, False), (256, False), (128, True)]
+)
+def test_gpu_equals_float64(head_dim: int, far: bool) -> None:
     """Several prompts, long and short, beside decode rows and cached tokens."""
     shape = AttentionShape(4, 2, head_dim, head_dim**-0.5)
     family = torch.cuda.get_device_capability()[0]
     assert choose(shape, torch.bfloat16, family, None) is FlashInferAttention
     case = make_case(
         [(1, 9), (1, 77), (5, 300), (130, 130), (64, 2000)], heads=4, kv_heads=2,
-        head_dim=head_dim, dtype=torch.bfloat16, device="cuda",
+        head_dim=head_dim, dtype=torch.bfloat16, device="cuda", far=far,
     )  # fmt: skip
     backend = FlashInferAttention(case.shape, torch.bfloat16, torch.device("cuda"))
     for _ in range(4):  # each plan has a buffer of its own

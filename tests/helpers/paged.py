@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from llmserve.attention.base import AttentionMetadata, AttentionShape
@@ -49,6 +50,12 @@ class Case:
         return torch.cat(out)
 
 
+def untouched(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    """Zeros that take no memory until they are written to."""
+    zeros = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
+    return torch.from_numpy(zeros).view(dtype).view(shape)
+
+
 def make_case(
     rows: list[tuple[int, int]],
     *,
@@ -61,14 +68,20 @@ def make_case(
     dtype: torch.dtype = torch.float32,
     seed: int | None = None,
     device: str = "cpu",
+    far: bool = False,
 ) -> Case:
-    """`rows` are (query_len, seq_len), one-token rows first. All that no token wrote is NaN."""
+    """`rows` are (query_len, seq_len), one-token rows first. All that no token wrote is NaN. `far`:
+    all blocks lie where an int32 cannot count the elements before them."""
     gen = torch.Generator().manual_seed(torch.seed() if seed is None else seed)
     shape = AttentionShape(heads, kv_heads, head_dim, 2 / math.sqrt(head_dim), window, softcap)
     counts = [-(-length // block_size) for _, length in rows]
-    num_blocks = 1 + 2 * sum(counts)
-    cache = torch.full((num_blocks, 2, kv_heads, block_size, head_dim), math.nan, dtype=dtype)
-    free = (1 + torch.randperm(num_blocks - 1, generator=gen)).tolist()
+    page = (2, kv_heads, block_size, head_dim)
+    first = 1 + far * 2**31 // math.prod(page)
+    num_blocks = first + 2 * sum(counts)
+    cache = untouched(num_blocks, *page, dtype=dtype)
+    for poisoned in (cache[:1], cache[first:]):
+        poisoned.fill_(math.nan)
+    free = (first + torch.randperm(num_blocks - first, generator=gen)).tolist()
     table = torch.zeros(len(rows), max(counts) + 2, dtype=torch.int32)
     keys, values, slots = [], [], []
     for row, (query_len, length) in enumerate(rows):
@@ -126,6 +139,7 @@ CASES: dict[str, dict] = {
     "window_in_block": {"rows": [(1, 40), (1, 37), (4, 60)], "window": 3},
     "softcap": {"rows": [(1, 33), (1, 7), (18, 50), (20, 20)], "softcap": 1.5},
     "softcap_window": {"rows": [(1, 33), (18, 50)], "softcap": 1.5, "window": 10},
+    "far": {"rows": [(1, 33), (1, 300), (18, 50)], "far": True},
     "block_8": {"rows": [(1, 33), (18, 50)], "block_size": 8},
     "block_32": {"rows": [(1, 33), (1, 65), (18, 50)], "block_size": 32},
 }

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from llmserve import envs
+from llmserve.kernels import cpu
 from llmserve.kernels import rope_write as module
 from llmserve.kernels.rope_write import rope_write, rope_write_triton, tile_of
 from llmserve.kernels.triton_jit import next_power_of_2
 from tests.helpers.compile_kernel import ARCHITECTURES, compile_for
-from tests.helpers.paged import run_interpreted
+from tests.helpers.paged import run_interpreted, untouched
 
 # tokens, heads, kv_heads, head_dim, rot_dim, block_size
 CASES = [
@@ -104,6 +105,21 @@ def check(
     near = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
     torch.testing.assert_close(got.double(), query, rtol=near, atol=near)
     torch.testing.assert_close(cache, wanted, equal_nan=True, rtol=near, atol=near)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_far_slots(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a cache whose elements an int32 cannot count."""
+    if not compiled:
+        monkeypatch.setattr(cpu, "library", lambda: None)
+    first = 2**31 // (2 * 3 * 16 * 32) + 1
+    cache = untouched(first + 4, 2, 3, 16, 32, dtype=torch.float32)
+    packed, cos_sin = torch.randn(20, 10, 32), torch.randn(200, 32)
+    positions, offsets = torch.randint(0, 200, (20,)), torch.randperm(64)[:20]
+    wanted = torch.zeros(4, 2, 3, 16, 32)
+    _expected(packed, 3, positions, cos_sin, wanted, offsets, None)
+    rope_write(packed, 3, positions, cos_sin, cache, first * 16 + offsets, None, _once)
+    torch.testing.assert_close(cache[first:], wanted)
 
 
 def test_no_tokens() -> None:
