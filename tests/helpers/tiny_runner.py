@@ -152,10 +152,10 @@ class Driver:
         """The request leaves with the next step."""
         self.released.append(slot)
 
-    def start(
+    def plan(
         self, todo: dict[int, int], drafts: int = 0, score: tuple[int, ...] = ()
-    ) -> tuple[SchedulerOutput, StepResult]:
-        """Starts a step; `drafts` of each single-token row's tokens are added."""
+    ) -> SchedulerOutput:
+        """The next step; `drafts` of each single-token row's tokens are added."""
         order = sorted(todo, key=lambda slot: todo[slot] > 1)
         counts = [todo[s] + (drafts if todo[s] == 1 else 0) for s in order]
         num_drafts = [drafts if todo[s] == 1 else 0 for s in order]
@@ -186,6 +186,11 @@ class Driver:
         for slot, end, draws in zip(order, ends, sample, strict=True):
             self.computed[slot] = end
             self.total[slot] += draws
+        return plan
+
+    def start(self, todo: dict[int, int], **options: Any) -> tuple[SchedulerOutput, StepResult]:
+        """Starts a step."""
+        plan = self.plan(todo, **options)
         self.runner.forward(plan)
         return plan, self.runner.sample(plan)
 

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from llmserve.config.device import DeviceConfig
 from llmserve.errors import ConfigError
-from llmserve.worker import model_runner
-from llmserve.worker.cuda_graph import decode_sizes, mixed_sizes
-from tests.helpers.tiny_runner import CONFIGS, Driver, random_prompt
+from llmserve.worker import cuda_graph, model_runner
+from llmserve.worker.cuda_graph import StepGraphs, decode_sizes, mixed_sizes
+from llmserve.worker.input_batch import InputBatcher, StepInputs
+from tests.helpers.tiny_runner import CONFIGS, MAX_MODEL_LEN, Driver, random_prompt
 
 DEFAULT = DeviceConfig()
 
@@ -41,6 +44,88 @@ def test_mixed_sizes_end_at_the_most_tokens() -> None:
 
     sizes = mixed_sizes(DeviceConfig(cudagraph_mode="PIECEWISE"), 100)
     assert sizes == [1, 2, 4, 8, 16, 32, 64, 96, 100]
+
+
+class _Replayed:
+    """What a CPU has for a graph: runs again, into the tensors of the first time."""
+
+    def __init__(self, run: Callable[[], torch.Tensor], into: torch.Tensor) -> None:
+        self._run = run
+        self._into = into
+
+    def replay(self) -> None:
+        self._into.copy_(self._run())
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs of whole steps, and copies into their inputs, without CUDA."""
+
+    def record(run: Callable[[], torch.Tensor], pool: Any) -> tuple[list[_Replayed], torch.Tensor]:
+        result = run()
+        return [_Replayed(run, result)], result
+
+    monkeypatch.setattr(cuda_graph, "record", record)
+    monkeypatch.setattr(
+        InputBatcher, "send_to",
+        lambda self, target, packed: target.copy_(torch.from_numpy(packed)),
+    )  # fmt: skip
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_what_is_replayed_sees_the_inputs_of_an_eager_step() -> None:
+    """All that a forward, attention and the gathering of logits read, in random steps of rows that
+    decode, go on with their prompt, or end it; padding writes to block 0 and belongs to no row."""
+    rng = np.random.default_rng()
+    driver = Driver("Gemma3ForCausalLM")
+    slots, batcher = driver.runner.slots, driver.runner.batcher
+    slots.last_token.copy_(torch.arange(1000, 1009))
+    seen: list[StepInputs] = []
+
+    def forward(inputs: StepInputs) -> torch.Tensor:
+        seen.append(inputs)
+        return inputs.positions.unsqueeze(1).float()
+
+    def draw(hidden: torch.Tensor, *rest: Any) -> torch.Tensor:
+        return torch.cat((hidden.T, hidden.T)).long()
+
+    graphs = StepGraphs(batcher, [1, 3, 8], [16, 40], 8, MAX_MODEL_LEN, (0, 0), forward, draw)
+    for slot in range(1, 9):
+        driver.add(slot, random_prompt(30, slot))
+    kinds = set()
+    for _ in range(40):
+        left = {slot: driver.total[slot] - driver.computed[slot] for slot in range(1, 9)}
+        some = rng.permutation(8)[: rng.integers(1, 9)] + 1
+        plan = driver.plan({int(s): int(rng.integers(1, min(left[s], 9) + 1)) for s in some})
+        slots.apply(plan.new_requests, plan.new_blocks)
+        if (replayed := graphs.replay(plan)) is None:
+            continue
+        got, hidden = replayed
+        static, wanted = seen[-1], batcher.build(plan)
+        kinds.add(got.decodes)
+        tokens, rows = len(wanted.input_ids), plan.num_rows
+        assert hidden[:tokens, 0].tolist() == wanted.positions.tolist()
+        for name in ("input_ids", "positions"):
+            assert torch.equal(getattr(static, name)[:tokens], getattr(wanted, name))
+        for name in ("token_starts", "draw_rows", "draw_slots", "draw_index"):
+            assert getattr(got, name).tolist() == getattr(wanted, name).tolist()
+        assert torch.equal(got.last_slots, wanted.last_slots)
+        if not got.decodes:
+            assert torch.equal(got.logits_rows, wanted.logits_rows)
+        for ours, eager in zip(static.metadata, wanted.metadata, strict=True):
+            width = eager.block_table.shape[1]
+            assert torch.equal(ours.seq_lens[:rows], eager.seq_lens)
+            assert torch.equal(ours.query_start[: rows + 1], eager.query_start)
+            assert torch.equal(ours.block_table[:rows, :width], eager.block_table)
+            assert torch.equal(ours.slot_mapping[:tokens], eager.slot_mapping)
+            assert not ours.slot_mapping[tokens:].any() and not ours.seq_lens[rows:].any()
+            if got.decodes:
+                assert ours.row_counts is None
+            else:
+                assert ours.row_counts is not None
+                assert ours.row_counts.tolist() == [eager.num_decode_rows, rows]
+                assert (ours.query_start[rows:] == tokens).all()
+    assert kinds == {False, True}
 
 
 @pytest.mark.gpu

@@ -213,20 +213,23 @@ class StepGraphs:
             by_token, (host.ids, host.positions, host.token_slots, *host.mappings), strict=True
         ):
             row[:tokens] = values
-        by_row = packed[by_token.size :]
-        by_row[:rows] = host.slots
-        by_row[most : most + rows] = host.lengths
-        by_row[2 * most : 3 * most + 1] = tokens
-        by_row[2 * most : 2 * most + rows] = host.starts[:-1]
-        by_row[3 * most + 1 : 3 * most + 3] = host.num_decode_rows, rows
+        by_row = packed[by_token.size : -most - 3].reshape(-1, most)
+        for row, values in zip(
+            by_row, (host.slots, host.lengths, host.logits_rows, host.draw_slots), strict=True
+        ):
+            row[: len(values)] = values
+        starts = packed[-most - 3 : -2]
+        starts[:] = tokens
+        starts[:rows] = host.starts[:-1]
+        packed[-2:] = host.num_decode_rows, rows
         self._batcher.send_to(self._packed[: packed.size], packed)
         made = self._mixed[size]
         made.graph.replay()
-        logits_rows, last_slots = self._batcher.send((host.logits_rows, host.draw_slots))
-        static = made.inputs
+        static, draws = made.inputs, len(host.draw_rows)
         inputs = StepInputs(
-            static.input_ids, static.positions, logits_rows, last_slots, static.metadata,
-            host.starts, host.draw_rows, host.draw_slots.astype(np.int32), host.draw_index,
+            static.input_ids, static.positions, static.logits_rows[:draws],
+            static.last_slots[:draws], static.metadata, host.starts, host.draw_rows,
+            host.draw_slots.astype(np.int32), host.draw_index,
         )  # fmt: skip
         return inputs, made.hidden
 
@@ -240,21 +243,21 @@ class StepGraphs:
         return StepInputs(ids, positions, slots, slots, metadata, host, host, host, host)
 
     def _mixed_width(self, size: int) -> int:
-        return (3 + len(self._slots.block_sizes)) * size + 3 * self._max_rows + 3
+        return (3 + len(self._slots.block_sizes)) * size + 5 * self._max_rows + 3
 
     def _mixed_inputs(self, size: int) -> StepInputs:
         packed, rows = self._packed[: self._mixed_width(size)], self._max_rows
         by_token = packed[: (3 + len(self._slots.block_sizes)) * size].view(-1, size)
-        by_row = packed[by_token.numel() :]
+        by_row = packed[by_token.numel() : -rows - 3].view(-1, rows)
         ids, positions, token_slots = by_token[:3]
         ids = torch.where(ids < 0, self._slots.last_token.index_select(0, token_slots), ids)
-        slots, lengths = by_row[:rows], by_row[rows : 2 * rows]
-        starts, counts = by_row[2 * rows : 3 * rows + 1].int(), by_row[3 * rows + 1 :].int()
+        slots, lengths, logits_rows, last_slots = by_row
+        starts, counts = packed[-rows - 3 : -2].int(), packed[-2:].int()
         metadata = self._metadata(starts, lengths, slots, by_token[3:], size, size)
         for of_group in metadata:
             of_group.row_counts = counts
         host = np.arange(rows)
-        return StepInputs(ids, positions, slots, slots, metadata, host, host, host, host)
+        return StepInputs(ids, positions, logits_rows, last_slots, metadata, host, host, host, host)
 
     def _metadata(
         self,
