@@ -2,6 +2,8 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """FlashInferAttention against float64, where FlashInfer's modules are built."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from llmserve.attention import flashinfer as module
 from llmserve.attention.base import AttentionShape
 from llmserve.attention.flashinfer import FlashInferAttention
 from llmserve.attention.registry import choose
-from tests.helpers.paged import make_case
+from tests.helpers.paged import make_case, run_interpreted
 
 
 def test_not_chosen_without_flashinfer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,6 +20,10 @@ def test_not_chosen_without_flashinfer(monkeypatch: pytest.MonkeyPatch) -> None:
     reason = FlashInferAttention.missing(shape, torch.bfloat16, 9)
     assert reason == "flashinfer-python installed"
     assert choose(shape, torch.bfloat16, 9, None) is not FlashInferAttention
+
+
+def test_interpreted() -> None:
+    run_interpreted(str(Path(__file__).with_name("interpreted_flashinfer.py")))
 
 
 @pytest.mark.gpu

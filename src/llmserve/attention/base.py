@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from llmserve.kernels.paged_attention import DecodeScratch, paged_decode, paged_prefill
+
 
 @dataclass(frozen=True)
 class Capabilities:
@@ -90,3 +92,43 @@ class AttentionBackend(ABC):
         Causal: the last query token of a row sees `seq_lens` tokens. This step's K and V are
         already in the cache. Whatever lies past `seq_lens` in a block may be NaN.
         """
+
+
+class PagedAttention(AttentionBackend):
+    """By the project's own kernels: decode rows, steps in CUDA graphs, and with `own_prefill` the
+    other rows, which else are left to do."""
+
+    own_prefill = True
+
+    def __init__(self, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(shape, dtype, device)
+        self.scratch = DecodeScratch(device)
+
+    def plan(self, metadata: AttentionMetadata) -> None:
+        """Scratch for the decode rows."""
+        shape = self.shape
+        keys = metadata.block_table.shape[1] * metadata.block_size
+        if metadata.num_decode_rows:
+            self.scratch.fit(
+                metadata.num_decode_rows, shape.num_heads, shape.num_kv_heads, shape.head_dim,
+                min(keys, shape.window or keys),
+            )  # fmt: skip
+
+    def forward(
+        self, query: torch.Tensor, kv_cache: torch.Tensor, metadata: AttentionMetadata
+    ) -> torch.Tensor:
+        """See AttentionBackend."""
+        shape, rows, counts = self.shape, metadata.num_decode_rows, metadata.row_counts
+        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        if rows:
+            paged_decode(
+                query[:rows], kv_cache, metadata.block_table, metadata.seq_lens, out,
+                self.scratch, counts, shape.scale, shape.window, shape.softcap,
+            )  # fmt: skip
+        if counts is not None or (self.own_prefill and rows < metadata.num_rows):
+            paged_prefill(
+                query, kv_cache, metadata.block_table, metadata.query_start, metadata.seq_lens,
+                out, rows if counts is None else 0, counts, shape.scale, shape.window,
+                shape.softcap,
+            )  # fmt: skip
+        return out

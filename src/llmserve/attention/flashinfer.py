@@ -16,12 +16,11 @@ import numpy as np
 import torch
 
 from llmserve.attention.base import (
-    AttentionBackend,
     AttentionMetadata,
     AttentionShape,
     Capabilities,
+    PagedAttention,
 )
-from llmserve.kernels.paged_attention import DecodeScratch, paged_decode, paged_prefill
 
 try:
     import flashinfer
@@ -34,7 +33,7 @@ _RING = 3  # plans whose copy to the device may be under way: steps in flight + 
 _WORKSPACE_BYTES = 128 << 20  # what FlashInfer's documentation recommends
 
 
-class FlashInferAttention(AttentionBackend):
+class FlashInferAttention(PagedAttention):
     """BatchPrefillWithPagedKVCacheWrapper, planned once a step."""
 
     capabilities = Capabilities(
@@ -45,10 +44,10 @@ class FlashInferAttention(AttentionBackend):
         softcap=False,
         graph="mixed",
     )
+    own_prefill = False
 
     def __init__(self, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(shape, dtype, device)
-        self.scratch = DecodeScratch(device)
         family = torch.cuda.get_device_capability(device)[0]
         self._wrappers = itertools.cycle(
             [
@@ -76,12 +75,9 @@ class FlashInferAttention(AttentionBackend):
 
     def plan(self, metadata: AttentionMetadata) -> None:
         """Scratch for the decode rows, FlashInfer's plan for the others."""
+        super().plan(metadata)
         shape, rows, size = self.shape, metadata.num_decode_rows, metadata.block_size
         width = metadata.block_table.shape[1]
-        if rows:
-            self.scratch.fit(
-                rows, shape.num_heads, shape.num_kv_heads, shape.head_dim, width * size
-            )
         if metadata.row_counts is not None or rows == metadata.num_rows:
             return
         lengths = np.array(metadata.seq_lens_cpu[rows:])
@@ -105,19 +101,8 @@ class FlashInferAttention(AttentionBackend):
         self, query: torch.Tensor, kv_cache: torch.Tensor, metadata: AttentionMetadata
     ) -> torch.Tensor:
         """See AttentionBackend."""
-        shape, rows, counts = self.shape, metadata.num_decode_rows, metadata.row_counts
-        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-        if rows:
-            paged_decode(
-                query[:rows], kv_cache, metadata.block_table, metadata.seq_lens, out,
-                self.scratch, counts, shape.scale, None, None,
-            )  # fmt: skip
-        if counts is not None:
-            paged_prefill(
-                query, kv_cache, metadata.block_table, metadata.query_start, metadata.seq_lens,
-                out, 0, counts, shape.scale, None, None,
-            )  # fmt: skip
-        elif rows < metadata.num_rows:
+        out, rows = super().forward(query, kv_cache, metadata), metadata.num_decode_rows
+        if metadata.row_counts is None and rows < metadata.num_rows:
             self._wrapper.run(query[rows:], kv_cache, out=out[rows:])
         return out
 

@@ -5,16 +5,10 @@
 import torch
 
 from llmserve import envs
-from llmserve.attention.base import (
-    AttentionBackend,
-    AttentionMetadata,
-    AttentionShape,
-    Capabilities,
-)
-from llmserve.kernels.paged_attention import DecodeScratch, paged_decode, paged_prefill
+from llmserve.attention.base import Capabilities, PagedAttention
 
 
-class TritonPagedAttention(AttentionBackend):
+class TritonPagedAttention(PagedAttention):
     """Split-KV decode for rows of one token, a prefill kernel for the others."""
 
     capabilities = Capabilities(
@@ -27,37 +21,3 @@ class TritonPagedAttention(AttentionBackend):
         softcap=True,
         graph="mixed",
     )
-
-    def __init__(self, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__(shape, dtype, device)
-        self.scratch = DecodeScratch(device)
-
-    def plan(self, metadata: AttentionMetadata) -> None:
-        """Scratch for the decode rows."""
-        shape = self.shape
-        keys = metadata.block_table.shape[1] * metadata.block_size
-        if metadata.num_decode_rows:
-            self.scratch.fit(
-                metadata.num_decode_rows, shape.num_heads, shape.num_kv_heads, shape.head_dim,
-                min(keys, shape.window or keys),
-            )  # fmt: skip
-
-    def forward(
-        self, query: torch.Tensor, kv_cache: torch.Tensor, metadata: AttentionMetadata
-    ) -> torch.Tensor:
-        """See AttentionBackend."""
-        shape, rows = self.shape, metadata.num_decode_rows
-        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-        counts = metadata.row_counts
-        if rows:
-            paged_decode(
-                query[:rows], kv_cache, metadata.block_table, metadata.seq_lens, out,
-                self.scratch, counts, shape.scale, shape.window, shape.softcap,
-            )  # fmt: skip
-        first = 0 if counts is not None else rows
-        if first < metadata.num_rows:
-            paged_prefill(
-                query, kv_cache, metadata.block_table, metadata.query_start, metadata.seq_lens,
-                out, first, counts, shape.scale, shape.window, shape.softcap,
-            )  # fmt: skip
-        return out
