@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from llmserve import envs
+from llmserve.config.device import DeviceConfig
 from llmserve.errors import ConfigError
 from llmserve.kernels.paged_attention import num_splits
 from llmserve.kernels.triton_jit import Card
 from llmserve.worker.compile_steps import compile_steps, parse_cards
+from llmserve.worker.cuda_graph import mixed_sizes
 from tests.helpers.tiny_runner import CONFIGS, describe_tiny
 
 
@@ -25,7 +27,12 @@ if not envs.TRITON_INTERPRET:
     from triton.runtime.jit import JITFunction
 
     def _launches(
-        monkeypatch: pytest.MonkeyPatch, architecture: str, arch: int, dtype: torch.dtype
+        monkeypatch: pytest.MonkeyPatch,
+        architecture: str,
+        arch: int,
+        dtype: torch.dtype,
+        max_rows: int = 24,
+        **config: int,
     ) -> dict[str, list[dict[str, Any]]]:
         """The arguments of every launch by kernel; nothing is compiled."""
         seen: dict[str, list[dict[str, Any]]] = {}
@@ -40,8 +47,10 @@ if not envs.TRITON_INTERPRET:
         card = parse_cards(f"sm_{arch}")[0]
         model = describe_tiny(architecture)
         sizes = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}
-        model = dataclasses.replace(model, hf_config=model.hf_config | sizes)
-        done = compile_steps(model, dtype, card, max_rows=24, max_model_len=160, block_size=16)
+        model = dataclasses.replace(model, hf_config=model.hf_config | sizes | config)
+        done = compile_steps(
+            model, dtype, card, max_rows=max_rows, max_model_len=160, block_size=16
+        )
         assert len(done) == sum(map(len, seen.values()))
         return seen
 
@@ -67,6 +76,16 @@ if not envs.TRITON_INTERPRET:
         assert all(n["PDL"] and n["launch_pdl"] for n in seen["_linear_kernel"])
         truncated = {(n["RANDOM"], n["TRUNCATED"]) for n in seen["_scan_kernel"] if "RANDOM" in n}
         assert truncated == {(False, False), (True, False), (True, True)}
+
+    def test_graphs_split_keys_as_at_a_start(monkeypatch: pytest.MonkeyPatch) -> None:
+        """With one KV head and many rows, graphs of more tokens still split less."""
+        seen = _launches(
+            monkeypatch, "LlamaForCausalLM", 120, torch.bfloat16, max_rows=1024,
+            num_key_value_heads=1,
+        )  # fmt: skip
+        sizes = mixed_sizes(DeviceConfig(), 8192)
+        graphs = {n["SPLITS"] for n in seen["_decode_kernel"] if n["COUNTED"]}
+        assert graphs == {num_splits(min(size, 1024), 1, 160, 188) for size in sizes}
 
     def test_older_cards_have_no_dependent_launch(monkeypatch: pytest.MonkeyPatch) -> None:
         seen = _launches(monkeypatch, "LlamaForCausalLM", 80, torch.float16)

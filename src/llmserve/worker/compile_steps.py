@@ -30,7 +30,7 @@ _META = torch.device("meta")
 # Multiprocessors of the largest server card of each architecture: A100, L40S, H100 and H200, B200,
 # RTX PRO 6000. They decide into how many parts attention is split, and the table of tiles.
 _MULTIPROCESSORS = {80: 108, 89: 142, 90: 132, 100: 148, 120: 188}
-_GRAPH_TOKENS = (16, 32, 64, 128, 256)  # of mixed steps: beyond, launches are the same
+_GRAPH_TOKENS = (16, 32, 64, 128, 256, 512)  # of mixed steps: beyond, launches are the same
 
 
 def parse_cards(text: str) -> list[Card]:
