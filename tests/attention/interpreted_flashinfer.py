@@ -39,7 +39,7 @@ class _Wrapper:
         assert options["causal"]
         self._metadata = AttentionMetadata(
             query_starts, torch.tensor(lengths, dtype=torch.int32), table, pages, size,
-            len(lengths), 0, max(queries), max(lengths), queries, lengths,
+            len(lengths), 0, queries, lengths,
         )  # fmt: skip
 
     def run(self, query: torch.Tensor, kv_cache: torch.Tensor, out: torch.Tensor) -> None:

@@ -110,8 +110,6 @@ def make_case(
         block_size=block_size,
         num_rows=len(rows),
         num_decode_rows=next((i for i, n in enumerate(query_lens) if n > 1), len(rows)),
-        max_query_len=max(query_lens),
-        max_seq_len=max(lengths),
         query_lens_cpu=query_lens,
         seq_lens_cpu=lengths,
     )

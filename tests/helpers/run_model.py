@@ -120,8 +120,6 @@ def _batch(
         block_size=block_size,
         num_rows=len(rows),
         num_decode_rows=sum(n == 1 for n in query_lens),
-        max_query_len=max(query_lens),
-        max_seq_len=max(seq_lens),
         query_lens_cpu=query_lens,
         seq_lens_cpu=seq_lens,
     )
@@ -130,7 +128,7 @@ def _batch(
     layers = [
         LayerKV(cache, backend, metadata) for cache, backend in zip(caches, backends, strict=True)
     ]
-    return ForwardBatch(torch.cat(tokens), torch.cat(positions), starts[1:] - 1, layers)
+    return ForwardBatch(torch.cat(tokens), torch.cat(positions), layers)
 
 
 def relative_error(ours: torch.Tensor, reference: torch.Tensor) -> float:

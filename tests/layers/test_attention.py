@@ -45,14 +45,12 @@ def test_norm_then_rope_then_write() -> None:
         block_size=BLOCK,
         num_rows=1,
         num_decode_rows=0,
-        max_query_len=3,
-        max_seq_len=7,
         query_lens_cpu=[3],
         seq_lens_cpu=[7],
     )
     cache = torch.full((3, 2, KV_HEADS, BLOCK, DIM), torch.nan)
     layer = LayerKV(cache, Echo(shape, torch.float32, CPU), metadata)
-    batch = ForwardBatch(positions, positions, torch.tensor([2]), [layer])
+    batch = ForwardBatch(positions, positions, [layer])
     qkv = torch.randn(3, (HEADS + 2 * KV_HEADS) * DIM)
     original = qkv.clone()
     out = Attention(0, shape, table)(qkv, batch, *norms)

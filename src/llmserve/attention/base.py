@@ -30,8 +30,8 @@ class AttentionMetadata:
     Device tensors: `query_start` int32 [num_rows + 1], `seq_lens` int32 [num_rows] (tokens in the
     cache once this step's are written), `block_table` int32 [num_rows, max_blocks], `slot_mapping`
     int64 [num_tokens] (block * block_size + offset; where each token's K and V are written).
-    The host knows `num_rows`, `num_decode_rows`, `max_query_len`, `max_seq_len` and the two lists
-    of lengths, so that planning needs no device sync.
+    The host knows `num_rows`, `num_decode_rows` and the two lists of lengths, so that planning
+    needs no device sync.
 
     In a graph of mixed steps these are bounds, and `row_counts` int32 [2] on the device holds the
     number of decode rows and of rows; `query_start` of padding rows is the number of tokens.
@@ -44,8 +44,6 @@ class AttentionMetadata:
     block_size: int
     num_rows: int
     num_decode_rows: int
-    max_query_len: int
-    max_seq_len: int
     query_lens_cpu: list[int]
     seq_lens_cpu: list[int]
     row_counts: torch.Tensor | None = None

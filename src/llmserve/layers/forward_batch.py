@@ -27,12 +27,11 @@ class ForwardBatch:
     """One step, flattened over its rows; there is no batch dimension.
 
     `Model.forward(batch)` returns hidden states [num_tokens, hidden]; `Model.logits(hidden)` takes
-    the rows picked by `logits_rows`.
+    those that are drawn from or scored.
     """
 
     input_ids: torch.Tensor  # int64 [num_tokens]
     positions: torch.Tensor  # int64 [num_tokens]
-    logits_rows: torch.Tensor  # int64 [num_sampled]: last token of each row that draws
     layers: list[LayerKV]  # by layer id
     _shared: dict[Any, Any] = field(default_factory=dict)
 

@@ -96,8 +96,6 @@ def _step(
             block_size=group.block_size,
             num_rows=rows,
             num_decode_rows=decodes,
-            max_query_len=max(counts),
-            max_seq_len=max_model_len,
             query_lens_cpu=counts,
             seq_lens_cpu=counts,
             row_counts=_empty(2, dtype=torch.int32) if graph_rows else None,
@@ -108,9 +106,7 @@ def _step(
             backend = TritonPagedAttention(shape, dtype, _META)
             backend.plan(metadata)
             layers[layer] = LayerKV(cache, backend, metadata)
-    batch = ForwardBatch(
-        _empty(tokens), _empty(tokens), _empty(rows), [layers[i] for i in range(len(layers))]
-    )
+    batch = ForwardBatch(_empty(tokens), _empty(tokens), [layers[i] for i in range(len(layers))])
     model.forward(batch)
 
 

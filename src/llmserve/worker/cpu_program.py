@@ -68,8 +68,6 @@ def _inputs(slots: RequestSlots, rows: int) -> StepInputs:
             block_size=size,
             num_rows=rows,
             num_decode_rows=rows,
-            max_query_len=1,
-            max_seq_len=1,
             query_lens_cpu=[1] * rows,
             seq_lens_cpu=[1] * rows,
         )

@@ -278,8 +278,6 @@ class StepGraphs:
                 block_size=block_size,
                 num_rows=rows,
                 num_decode_rows=min(rows, num_tokens),
-                max_query_len=query_len,
-                max_seq_len=self._max_model_len,
                 query_lens_cpu=[query_len] * rows,
                 seq_lens_cpu=[self._max_model_len] * rows,
             )

@@ -142,8 +142,6 @@ class InputBatcher:
                     block_size=size,
                     num_rows=len(counts),
                     num_decode_rows=host.num_decode_rows,
-                    max_query_len=max(counts),
-                    max_seq_len=longest,
                     query_lens_cpu=counts,
                     seq_lens_cpu=lengths,
                 )

@@ -115,9 +115,7 @@ class ModelRunner:
         if hidden is not None:
             return hidden
         layers = [LayerKV(kv, backend, inputs.metadata[g]) for kv, backend, g in self._layers]
-        return self.model.forward(
-            ForwardBatch(inputs.input_ids, inputs.positions, inputs.logits_rows, layers)
-        )
+        return self.model.forward(ForwardBatch(inputs.input_ids, inputs.positions, layers))
 
     @torch.inference_mode()
     def capture(self, mode: str, sizes: list[int], mixed: list[int], max_rows: int) -> None:

@@ -54,7 +54,7 @@ class PieceGraphs:
         ]
 
         def run() -> torch.Tensor:
-            return forward(ForwardBatch(ids, positions, positions, layers))
+            return forward(ForwardBatch(ids, positions, layers))
 
         run()  # compiles and loads what capture must not
         return record(run, pool, breaks)
@@ -119,4 +119,4 @@ class _Break(AttentionBackend):
 def _at(slot_mapping: torch.Tensor) -> AttentionMetadata:
     """All that is read of it in the pieces."""
     none = slot_mapping[:0]
-    return AttentionMetadata(none, none, none, slot_mapping, 0, 0, 0, 0, 0, [], [])
+    return AttentionMetadata(none, none, none, slot_mapping, 0, 0, 0, [], [])
