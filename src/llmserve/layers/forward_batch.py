@@ -15,9 +15,8 @@ from llmserve.attention.base import AttentionBackend, AttentionMetadata
 class LayerKV:
     """What the attention layer of one layer id works with in this step."""
 
-    cache: (
-        torch.Tensor
-    )  # [num_blocks, 2, num_kv_heads, block_size, head_dim]; MLA: [num_blocks, block_size, dim]
+    # [num_blocks, 2, num_kv_heads, block_size, head_dim]; MLA: [num_blocks, block_size, dim]
+    cache: torch.Tensor
     backend: AttentionBackend
     metadata: AttentionMetadata  # of the layer's KV group
 

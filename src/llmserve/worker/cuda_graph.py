@@ -16,9 +16,7 @@ from llmserve.worker.input_batch import HostStep, InputBatcher, StepInputs
 
 _MAX_ROWS = 512
 _MAX_TOKENS = 2048  # of a step with prompts: above, the device is slower than its launches
-MAX_WHOLE = (
-    512  # of these, where FULL_AND_PIECEWISE: above, FlashInfer's prefill outweighs launches
-)
+MAX_WHOLE = 512  # of these under FULL_AND_PIECEWISE: above, FlashInfer's prefill is worth launches
 
 
 def decode_sizes(config: DeviceConfig, max_num_seqs: int) -> list[int]:

@@ -112,7 +112,7 @@ class InputBatcher:
         """The step's tensors; `drafts` as in `read`."""
         host = self.read(plan, drafts)
         unknown, token_slots = host.unknown, host.token_slots
-        sent = self.send(
+        sent = self._send(
             (host.ids, host.positions, host.logits_rows, host.draw_slots, unknown,
              token_slots[unknown], host.slots, host.starts, host.lengths, *host.mappings)
         )  # fmt: skip
@@ -151,7 +151,7 @@ class InputBatcher:
             host.draw_slots.astype(np.int32), host.draw_index,
         )  # fmt: skip
 
-    def send(self, parts: tuple[np.ndarray, ...]) -> list[torch.Tensor]:
+    def _send(self, parts: tuple[np.ndarray, ...]) -> list[torch.Tensor]:
         """int64 arrays -> views of one device tensor."""
         packed = np.concatenate(parts)
         sent = torch.from_numpy(packed)
