@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from llmserve.api import fields
+from llmserve.api.chat_messages import ROLES
 from llmserve.api.fields import UNSUPPORTED, RequestBody, TokenLimit
 from llmserve.api.routes.chat.schema import ChatBody
 from llmserve.api.routes.completions.schema import CompletionBody
+from llmserve.core.sampling_params import RepetitionDetection
 from llmserve.errors import RequestError
 from tests.helpers.api import MODEL, open_api
 
@@ -67,16 +69,17 @@ SHARED: list[tuple[str, Any, str | None, str | None]] = [
     ("logit_bias", {"1": "x"}, TYPE, None),
     ("logit_bias", {"1": 101}, HIGHER, None),
     ("logit_bias", {"1": -101}, LOWER, None),
-    ("logit_bias", {"264": 1}, None, None),
+    ("logit_bias", {"264": 1}, HIGH, None),
     ("allowed_token_ids", 5, TYPE, None),
     ("allowed_token_ids", [], SHORT, None),
     ("allowed_token_ids", ["a"], TYPE, "allowed_token_ids[0]"),
     ("allowed_token_ids", [1, -1], LOW, "allowed_token_ids[1]"),
-    ("allowed_token_ids", [264], None, None),
+    ("allowed_token_ids", [264], HIGH, None),
     ("bad_words", "x", TYPE, None),
     ("bad_words", [1], TYPE, "bad_words[0]"),
     ("bad_words", [""], "string_below_min_length", "bad_words[0]"),
     ("bad_words", ["x"] * 129, LONG, None),
+    ("bad_words", ["x" * 1025], LONG, None),
     ("seed", "x", TYPE, None),
     ("seed", 1.5, TYPE, None),
     ("seed", 2**63, HIGH, None),
@@ -87,10 +90,10 @@ SHARED: list[tuple[str, Any, str | None, str | None]] = [
     ("stop", ["x"] * 17, LONG, None),
     ("stop_token_ids", 5, TYPE, None),
     ("stop_token_ids", [-1], LOW, "stop_token_ids[0]"),
-    ("stop_token_ids", [264], None, None),
+    ("stop_token_ids", [264], HIGH, None),
     ("min_tokens", "x", TYPE, None),
     ("min_tokens", -1, LOW, None),
-    ("min_tokens", 9, None, None),
+    ("min_tokens", 9, HIGH, None),
     ("prompt_logprobs", "x", TYPE, None),
     ("prompt_logprobs", -2, LOW, None),
     ("prompt_logprobs", 21, HIGH, None),
@@ -104,7 +107,7 @@ SHARED: list[tuple[str, Any, str | None, str | None]] = [
     ("truncate_prompt_tokens", 0, LOW, None),
     ("truncate_prompt_tokens", 257, HIGH, None),
     ("truncation_side", "middle", VALUE, None),
-    ("truncation_side", 5, VALUE, None),
+    ("truncation_side", 5, TYPE, None),
     ("repetition_penalty", 5e-324, LOWER, None),  # would overflow the logits
     ("length_penalty", "x", TYPE, None),
     ("length_penalty", -10.1, LOWER, None),
@@ -115,6 +118,9 @@ SHARED: list[tuple[str, Any, str | None, str | None]] = [
     ("thinking_token_budget", 5, "unsupported_parameter", None),  # no format of reasoning
     ("vllm_xargs", 5, TYPE, None),
     ("vllm_xargs", {"a": 1}, "unsupported_parameter", None),  # no --logits-processors
+    ("vllm_xargs", {"a": {}}, TYPE, "vllm_xargs.a"),
+    ("vllm_xargs", {"a": [1, None]}, TYPE, "vllm_xargs.a"),
+    ("vllm_xargs", {"a": True}, TYPE, "vllm_xargs.a"),
     ("repetition_detection", 5, TYPE, None),
     (
         "repetition_detection",
@@ -134,6 +140,7 @@ SHARED: list[tuple[str, Any, str | None, str | None]] = [
         LOW,
         "repetition_detection.min_count",
     ),
+    ("repetition_detection", {"x": 1}, "unknown_parameter", "repetition_detection.x"),
     ("logprob_token_ids", 5, TYPE, None),
     ("logprob_token_ids", [1, -1], LOW, "logprob_token_ids[1]"),
     ("logprob_token_ids", [1] * 129, LONG, None),
@@ -171,7 +178,7 @@ CHAT: list[tuple[str, Any, str | None, str | None]] = [
     ("parallel_tool_calls", "no", TYPE, None),
     ("include_reasoning", 0, TYPE, None),
     ("reasoning_effort", "utmost", VALUE, None),
-    ("reasoning_effort", 3, VALUE, None),
+    ("reasoning_effort", 3, TYPE, None),
     ("reasoning", 5, TYPE, None),
     ("reasoning", {"effort": "utmost"}, VALUE, "reasoning.effort"),
     ("reasoning", {"max_tokens": 5}, "unsupported_parameter", "reasoning.max_tokens"),
@@ -182,7 +189,6 @@ CHAT: list[tuple[str, Any, str | None, str | None]] = [
     ("chat_template", 5, TYPE, None),
     ("chat_template", "{{ messages }}", "unsupported_parameter", None),  # nobody trusts it
     ("chat_template_kwargs", [], TYPE, None),
-    ("chat_template_kwargs", {"x": [1]}, TYPE, "chat_template_kwargs.x"),
     (
         "chat_template_kwargs",
         {"tokenize": True},
@@ -207,7 +213,7 @@ COMPLETIONS: list[tuple[str, Any, str | None, str | None]] = [
     ("prompt", 5, TYPE, None),
     ("prompt", {}, TYPE, None),
     ("prompt", [], SHORT, None),
-    ("prompt", "", None, None),
+    ("prompt", "", VALUE, None),
     ("prompt", [[]], SHORT, "prompt[0]"),
     ("prompt", [1, "a"], TYPE, "prompt[1]"),
     ("prompt", [1, True], TYPE, "prompt[1]"),
@@ -215,7 +221,10 @@ COMPLETIONS: list[tuple[str, Any, str | None, str | None]] = [
     ("prompt", [1.5], TYPE, "prompt[0]"),
     ("prompt", [[1], [-1]], LOW, "prompt[1][0]"),
     ("prompt", [2**31], HIGH, "prompt[0]"),
-    ("prompt", [264], None, None),
+    ("prompt", [264], HIGH, None),
+    ("prompt", ["a", ""], VALUE, "prompt[1]"),
+    ("prompt", [[1], [264]], HIGH, "prompt[1]"),
+    ("prompt", ["a", "x" * 300], "context_length_exceeded", "prompt[1]"),
     ("prompt", ["x"] * 1025, LONG, None),
 ]
 CASES = [("chat", *case) for case in SHARED + CHAT]
@@ -265,6 +274,39 @@ async def test_what_is_not_built_is_refused_by_name(route: str) -> None:
         assert (await ask(thinking_token_budget=-1.0)).status_code == 400  # no integer
 
 
+CHOICES = [
+    ("truncation_side", "mid", "left, right"),
+    ("reasoning_effort", "mid", "none, minimal, low, medium, high, xhigh, max"),
+    ("reasoning", {"effort": "mid"}, "none, minimal, low, medium, high, xhigh, max"),
+    ("thinking", {"type": "mid"}, "enabled, disabled, adaptive"),
+    ("response_format", {"type": "mid"}, "text, json_object, json_schema, structural_tag"),
+    ("tool_choice", "mid", "none, auto, required"),
+    ("messages", [{"role": "mid", "content": "x"}], ", ".join(ROLES)),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "choices"), CHOICES)
+async def test_a_wrong_choice_is_told_what_it_is_and_what_there_is(
+    name: str, value: Any, choices: str
+) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    async with open_api() as api:
+        error = (await api.chat(**{"tools": tools, name: value})).json()["error"]
+    assert error["message"].endswith(f": supported values are {choices}, got 'mid'")
+    assert error["code"] == VALUE
+
+
+async def test_null_inside_is_as_if_absent() -> None:
+    nulls = dict.fromkeys(["max_pattern_size", "min_pattern_size", "min_count"])
+    async with open_api() as api:
+        answer = await api.chat(repetition_detection=nulls)
+        assert answer.status_code == 200, answer.text
+        answer = await api.chat(repetition_detection=nulls | {"max_pattern_size": 2})
+        assert answer.status_code == 200, answer.text
+        found = api.engine.requests[1].params.repetition_detection
+        assert found == RepetitionDetection(max_pattern_size=2)
+
+
 async def test_ignored_fields_are_named_and_change_nothing() -> None:
     names = ["store", "metadata", "user", "service_tier", "prediction", "safety_identifier"]
     names += ["prompt_cache_key", "verbosity", "made_up"]
@@ -291,10 +333,16 @@ async def test_ignored_fields_are_named_and_change_nothing() -> None:
         ),
         (b'{"a": "\xff"}', "not UTF-8 at line 1 column 8"),
         (b"[" * 100_000, "nested too deeply"),
-        (b'{"a": 1e999}', "outside what JSON text can hold"),
-        (b'{"a": "\\ud800"}', "outside what JSON text can hold"),
+        (b'{"a": 1e999}', "1e999 is too large a number, at line 1 column 7"),
+        (b'{"a": "\\ud800", "b": 1}', "half of a surrogate pair at line 1 column 8"),
+        (b'{"a": "\\ud83d\\ude00",\n"b": "\\ude00"}', "a surrogate pair at line 2 column 7"),
+        (b'{"a": "\x01"}', "Invalid control character at line 1 column 8"),
+        (b'{"\xc3\xa9": "\xff"}', "not UTF-8 at line 1 column 8"),
+        (b'\xef\xbb\xbf{"a": 1}', "at line 1 column 1"),
+        ('{"a": 1}'.encode("utf-16"), "not UTF-8 at line 1 column 1"),
         (b"[1]", "must be a JSON object"),
-        (b'{"n": ' + b"9" * 10_000 + b"}", ""),
+        (b'{"n": ' + b"9" * 10_000 + b"}", "... is too large a number, at line 1 column 7"),
+        (b'{"prompt": "a", "n": ' + b"9" * 4000 + b"}", "it must be at most 128, got 999"),
     ],
 )
 async def test_what_is_no_json_object_is_a_400_that_says_where(data: bytes, fault: str) -> None:

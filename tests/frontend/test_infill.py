@@ -25,7 +25,7 @@ async def test_prompts_are_what_model_cards_show(infill: Any) -> None:
     front = InputProcessor(
         model_info(logits_width=300), tokenizer, None, max_logprobs=20, default_template_kwargs={}
     )
-    ids = await front.infill_prompt("def f(", "return x", add_special_tokens=True)
+    ids = await front.infill_prompt("def f(", "return x", add_special_tokens=True, param="prompt")
     text = tokenizer.decode(ids, skip_special_tokens=False)
     if infill.middle is None:
         assert text == "[SUFFIX]return x[PREFIX]def f("
@@ -40,5 +40,5 @@ async def test_a_model_that_was_not_taught_it() -> None:
         model_info(), tokenizer, None, max_logprobs=20, default_template_kwargs={}
     )
     with pytest.raises(RequestError) as info:
-        await front.infill_prompt("a", "b", add_special_tokens=True)
+        await front.infill_prompt("a", "b", add_special_tokens=True, param="prompt")
     assert (info.value.param, info.value.code) == ("suffix", "unsupported_parameter")

@@ -2,7 +2,8 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """Exceptions to OpenAI error bodies. Nobody else builds an error body."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -71,6 +72,15 @@ def invalid_value(param: str, message: str, code: str = "invalid_value") -> Requ
     return RequestError(f"Invalid value for '{param}': {message}", param=param, code=code)
 
 
+def invalid_choice(param: str, value: object, choices: Iterable[str]) -> RequestError:
+    """`value` is none of a few texts."""
+    if value is None:
+        return missing(param)
+    if not isinstance(value, str):
+        return invalid_type(param, "a string", value)
+    return invalid_value(param, f"supported values are {', '.join(choices)}, got '{clip(value)}'")
+
+
 def missing(param: str) -> RequestError:
     """A required field that is absent or null."""
     return RequestError(
@@ -100,6 +110,7 @@ def from_validation(details: Sequence[Mapping[str, Any]]) -> RequestError:
     kind: str = detail["type"]
     param = _path(detail["loc"])
     value, limits = detail["input"], detail.get("ctx", {})
+    got = f"got {clip(str(value))}"
     if kind == "missing":
         return missing(param)
     if kind == "int_from_float":
@@ -111,12 +122,12 @@ def from_validation(details: Sequence[Mapping[str, Any]]) -> RequestError:
         if name in limits:
             return invalid_value(
                 param,
-                f"it must be {words} {limits[name]}, got {value}",
+                f"it must be {words} {limits[name]}, {got}",
                 f"{family}_below_min_value",
             )
     if "le" in limits:
         return invalid_value(
-            param, f"it must be at most {limits['le']}, got {value}", f"{family}_above_max_value"
+            param, f"it must be at most {limits['le']}, {got}", f"{family}_above_max_value"
         )
     if kind in ("string_too_long", "too_long"):
         family = "string" if isinstance(value, str) else "array"
@@ -129,7 +140,9 @@ def from_validation(details: Sequence[Mapping[str, Any]]) -> RequestError:
         family = "string" if isinstance(value, str) else "array"
         return invalid_value(param, "it must not be empty", f"{family}_below_min_length")
     if kind == "literal_error":
-        return invalid_value(param, f"supported values are {limits['expected']}")
+        return invalid_choice(param, value, re.findall("'([^']+)'", limits["expected"]))
+    if kind == "extra_forbidden":
+        return invalid_value(param, "there is no such field", "unknown_parameter")
     return invalid_value(param, detail["msg"])
 
 

@@ -6,6 +6,7 @@ A top-level null is the same as an absent field. Ranges are the API's own; the e
 """
 
 import json
+import math
 import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
@@ -18,6 +19,7 @@ from starlette.requests import ClientDisconnect
 from llmserve.api.errors import (
     ClientGone,
     HttpError,
+    clip,
     from_validation,
     invalid_type,
     invalid_value,
@@ -43,6 +45,10 @@ MAX_TOP_LOGPROBS = 1 << 20  # the model's own limit, usually 20, is checked by t
 MAX_IGNORED_NAMES = 20
 MAX_TEMPLATE_CHARS = 1 << 18
 _MAX_SALT_CHARS = 128
+_MAX_DIGITS = 4300  # of a number, as in Python itself
+_HALF_PAIR = re.compile(
+    r"\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F].."
+)
 _NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 
 # Fields that would change the answer and are not built yet, with the values that ask for nothing.
@@ -72,8 +78,22 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def _no_nan(token: str) -> None:
-    raise ValueError(token)
+class _BadToken(ValueError):
+    """Text that Python takes for a number and JSON does not, or that no number can hold."""
+
+
+def _bad_token(token: str) -> None:
+    raise _BadToken(token)
+
+
+def _check_int(digits: str) -> None:
+    if len(digits) > _MAX_DIGITS:
+        raise _BadToken(digits)
+
+
+def _check_float(token: str) -> None:
+    if math.isinf(float(token)):
+        raise _BadToken(token)
 
 
 async def read_json(request: Request) -> dict[str, Any]:
@@ -100,27 +120,26 @@ def _json_fault(data: bytes) -> str:
     if not data.strip():
         return "it is empty"
     try:
-        json.loads(data, parse_constant=_no_nan)
+        text = data.decode()
+        json.loads(text, parse_constant=_bad_token, parse_int=_check_int, parse_float=_check_float)
     except json.JSONDecodeError as error:
-        return f"{error.msg} at line {error.lineno} column {error.colno}"
+        return f"{error.msg.removesuffix(' at')} {_place(text, error.pos)}"
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        column = error.start - data.rfind(b"\n", 0, error.start)
-        return f"not UTF-8 at line {line} column {column}"
+        before = data[: error.start].decode()
+        return f"not UTF-8 {_place(before, len(before))}"
     except RecursionError:
         return "it is nested too deeply"
-    except ValueError as error:
-        return _where(data, str(error))
-    return "a number or a character is outside what JSON text can hold"
+    except _BadToken as error:
+        token = str(error)
+        found = re.search(rf"[:\[,]\s*({re.escape(token)})", text)
+        what = "is too large a number" if token[-1].isdigit() else "is no JSON number"
+        return f"{clip(token)} {what}, {_place(text, found.start(1) if found else 0)}"
+    found = _HALF_PAIR.search(text)
+    return f"half of a surrogate pair {_place(text, found.start() if found else 0)}"
 
 
-def _where(data: bytes, token: str) -> str:
-    text = data.decode()
-    found = re.search(rf"[:\[,]\s*{token}", text)
-    end = found.end() if found else len(token)
-    at = end - len(token)
-    line = text.count("\n", 0, at) + 1
-    return f"{token} is no JSON number, at line {line} column {at - text.rfind(chr(10), 0, at)}"
+def _place(text: str, at: int) -> str:
+    return f"at line {text.count(chr(10), 0, at) + 1} column {at - text.rfind(chr(10), 0, at)}"
 
 
 def _stop_list(value: object) -> object:
@@ -136,7 +155,7 @@ def _logit_bias(value: object) -> object:
         raise invalid_type("logit_bias", "an object", value)
     for key, bias in value.items():
         if not key.isascii() or not key.isdecimal() or len(key) > 9:
-            raise invalid_value("logit_bias", "its keys must be token ids")
+            raise invalid_value("logit_bias", f"its keys must be token ids, got '{clip(key)}'")
         if isinstance(bias, bool) or not isinstance(bias, int | float):
             raise invalid_type("logit_bias", "a number as each value", bias)
         if abs(bias) > MAX_LOGIT_BIAS:
@@ -157,7 +176,9 @@ def _cache_salt(value: object) -> object:
 
 def _request_id(value: object) -> object:
     if isinstance(value, str) and not valid_request_id(value):
-        raise invalid_value("request_id", "it must be 1 to 128 of A-Z a-z 0-9 . _ -")
+        raise invalid_value(
+            "request_id", f"it must be 1 to 128 of A-Z a-z 0-9 . _ -, got '{clip(value)}'"
+        )
     return value
 
 
@@ -180,12 +201,23 @@ class Repetition(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    max_pattern_size: int = 0
-    min_pattern_size: int = 0
-    min_count: int = 2
+    max_pattern_size: int | None = None
+    min_pattern_size: int | None = None
+    min_count: int | None = None
 
 
 XArg = str | int | float
+
+
+def _extra_args(value: object) -> object:
+    for name, arg in value.items() if isinstance(value, dict) else ():
+        for one in arg if isinstance(arg, list) else [arg]:
+            if isinstance(one, bool) or not isinstance(one, XArg):
+                path = f"vllm_xargs.{name[:64]}"
+                raise invalid_type(path, "a string, a number or an array of these", one)
+    return value
+
+
 TokenIds = list[Annotated[int, Field(ge=0, le=2**31 - 1)]]
 
 
@@ -287,7 +319,7 @@ class GenerationBody(RequestBody):
     cache_salt: Annotated[str, BeforeValidator(_cache_salt)] | None = Field(
         None, min_length=1, max_length=_MAX_SALT_CHARS
     )
-    vllm_xargs: dict[str, XArg | list[XArg]] | None = None
+    vllm_xargs: Annotated[dict[str, XArg | list[XArg]], BeforeValidator(_extra_args)] | None = None
     request_id: Annotated[str, BeforeValidator(_request_id)] | None = None
     # The shape of the answer, checked by structured.structured_outputs_of; older names last
     response_format: Any = None
@@ -319,7 +351,9 @@ class GenerationBody(RequestBody):
             if not self.wants_logprobs:
                 raise invalid_value("logprob_token_ids", "it needs logprobs")
         if self.n > 1 and self.temperature == 0 and not self.use_beam_search:
-            raise invalid_value("n", "it must be 1 with temperature=0, which makes equal answers")
+            raise invalid_value(
+                "n", f"it must be 1 with temperature=0, which makes equal answers, got {self.n}"
+            )
 
     @classmethod
     def without_effect(cls, body: dict[str, Any]) -> set[str]:
@@ -384,7 +418,7 @@ def _detection(asked: Repetition) -> RepetitionDetection | None:
     return RepetitionDetection(
         max_pattern_size=asked.max_pattern_size,
         min_pattern_size=asked.min_pattern_size or 1,
-        min_count=asked.min_count,
+        min_count=2 if asked.min_count is None else asked.min_count,
     )
 
 

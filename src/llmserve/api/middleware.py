@@ -5,6 +5,7 @@
 import hashlib
 import hmac
 import ipaddress
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, MutableMapping
@@ -13,7 +14,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llmserve.api.errors import HttpError, error_response, internal_error
+from llmserve.api.errors import HttpError, clip, error_response, internal_error
 from llmserve.api.fields import valid_request_id
 from llmserve.api.json_bounds import JsonBounds
 from llmserve.api.sse import RAW_SEND
@@ -216,10 +217,9 @@ class Gate:
     def _caller(self, key: int, timeout_ms: str | None) -> Caller:
         times = [self._state.server.request_timeout] if self._state.server.request_timeout else []
         if timeout_ms is not None:
-            if not (timeout_ms.isascii() and timeout_ms.isdecimal() and len(timeout_ms) <= 8):
-                raise self._bad_timeout()
-            if not 1 <= int(timeout_ms) <= _MAX_TIMEOUT_MS:
-                raise self._bad_timeout()
+            number = re.fullmatch("[0-9]{1,8}", timeout_ms)
+            if number is None or not 1 <= int(timeout_ms) <= _MAX_TIMEOUT_MS:
+                raise self._bad_timeout(timeout_ms)
             times.append(int(timeout_ms) / 1000)
         return Caller(
             deadline=time.monotonic() + min(times) if times else 0.0,
@@ -228,11 +228,13 @@ class Gate:
             least_priority=0,
         )
 
-    def _bad_timeout(self) -> RequestError:
+    def _bad_timeout(self, given: str) -> RequestError:
         self._state.metrics.edge.refuse("deadline_header")
         return RequestError(
-            f"X-Request-Timeout-Ms must be an integer from 1 to {_MAX_TIMEOUT_MS}.",
+            f"X-Request-Timeout-Ms must be an integer from 1 to {_MAX_TIMEOUT_MS}, "
+            f"got '{clip(given)}'.",
             param="X-Request-Timeout-Ms",
+            code="invalid_value",
         )
 
 

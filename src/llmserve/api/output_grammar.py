@@ -45,7 +45,24 @@ async def grammar_for(
     params = output_params(tools, parsers, thought, asked)
     if params is None:
         return None, True
-    return await llm.input_processor.read_grammar(params), params is not asked
+    try:
+        return await llm.input_processor.read_grammar(params), params is not asked
+    except RequestError:
+        if params is not asked:
+            await _check_parameters(llm, tools, params.strict)
+        raise
+
+
+async def _check_parameters(llm: AsyncLLM, tools: ToolUse, strict: bool) -> None:
+    """RequestError for the first tool whose parameters cannot be enforced by themselves."""
+    for index, (name, schema) in enumerate(tools.schemas.items()):
+        path = f"tools[{index}].function.parameters"
+        if tools.allowed is None or name in tools.allowed:
+            try:
+                await llm.input_processor.read_grammar(_params(_json_format(schema), path, strict))
+            except RequestError as error:
+                error.code = "invalid_function_parameters"
+                raise
 
 
 def output_params(
@@ -83,13 +100,13 @@ def output_params(
     if not tools.active or not strict:
         return None
     index = next(i for i, tool in enumerate(tools.tools) if tool["function"]["name"] in strict)
-    param = f"tools[{index}].function.strict"
     assert parsers.tool is not None or envelope is None
-    envelope = _needed(envelope, param)
+    envelope = _needed(envelope, f"tools[{index}].function.strict")
     openers = parsers.tool.openers if parsers.tool else ()
     bound = {name: schemas[name] if name in strict else {} for name in schemas}
     opener = openers[0] if openers else envelope.begin.partition("{name}")[0]
-    return _params(free_calls(envelope, opener, bound, thought, tools.parallel), param, True)
+    tag = free_calls(envelope, opener, bound, thought, tools.parallel)
+    return _params(tag, f"tools[{index}].function.parameters", True)
 
 
 def _check_literals(tools: ToolUse, names: Collection[str]) -> None:

@@ -5,7 +5,7 @@
 import asyncio
 from typing import Any, NamedTuple
 
-from llmserve.api.errors import invalid_type, invalid_value, unsupported
+from llmserve.api.errors import invalid_choice, invalid_type, invalid_value, unsupported
 from llmserve.core.sampling_params import ReasoningBudget
 from llmserve.frontend.async_llm import AsyncLLM
 from llmserve.frontend.thinking import make_budget
@@ -40,7 +40,7 @@ def read_thinking(
         path = "thinking"
         kind = _get(thinking, path, "type", str, "a string")
         if kind not in ("enabled", "disabled", "adaptive", None):
-            raise invalid_value(f"{path}.type", "supported values are enabled, disabled, adaptive")
+            raise invalid_choice(f"{path}.type", kind, ["enabled", "disabled", "adaptive"])
         tokens = _tokens(thinking, path, "budget_tokens")
         if enabled is None and kind is not None:
             enabled = kind != "disabled"
@@ -50,7 +50,7 @@ def read_thinking(
         path = "reasoning"
         level = _get(reasoning, path, "effort", str, "a string")
         if level is not None and level not in EFFORTS:
-            raise invalid_value(f"{path}.effort", f"supported values are {', '.join(EFFORTS)}")
+            raise invalid_choice(f"{path}.effort", level, EFFORTS)
         wanted = _get(reasoning, path, "enabled", bool, "a boolean")
         hidden = _get(reasoning, path, "exclude", bool, "a boolean")
         tokens = _tokens(reasoning, path, "max_tokens")
@@ -119,7 +119,7 @@ def thinking_kwargs(
     if effort is not None and efforts is not None and effort not in efforts:
         raise invalid_value(
             "reasoning_effort",
-            f"this model's levels are {', '.join(efforts)}",
+            f"this model's levels are {', '.join(efforts)}, got '{effort}'",
             "unsupported_value",
         )
     values = {

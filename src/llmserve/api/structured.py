@@ -2,15 +2,14 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """The fields that bind an answer to a grammar: OpenAI's, vLLM's, and the older names of others."""
 
+from collections.abc import Iterable
+from types import UnionType
 from typing import Any
 from urllib.parse import quote
 
-import msgspec
-
-from llmserve.api.errors import invalid_type, invalid_value, missing
+from llmserve.api.errors import clip, invalid_choice, invalid_type, invalid_value, missing
 from llmserve.api.fields import MAX_IGNORED_NAMES, GenerationBody
 from llmserve.core.structured_outputs import GrammarSpec, StructuredOutputsParams
-from llmserve.errors import RequestError
 from llmserve.frontend.async_llm import AsyncLLM
 
 # Older names -> the field of StructuredOutputsParams: vLLM's, SGLang's, llama.cpp's.
@@ -32,7 +31,7 @@ def structured_outputs_of(body: GenerationBody) -> StructuredOutputsParams | Non
     """What the request's fields ask for together; RequestError where they contradict each other."""
     by_format = _of_format(body.response_format)
     found = [] if by_format is None else [by_format]
-    if body.structured_outputs not in (None, {}):
+    if body.structured_outputs is not None:
         own = _of_object(body.structured_outputs)
         if by_format is None:
             found.append(own)
@@ -45,7 +44,8 @@ def structured_outputs_of(body: GenerationBody) -> StructuredOutputsParams | Non
         value = getattr(body, name)
         if value is None or (kind == "json_object" and value is False):
             continue
-        found.append(_build({kind: value}, name))
+        _check_type(name, kind, value)
+        found.append(StructuredOutputsParams(**{kind: value}, param=name))
     if len(found) > 1:
         raise invalid_value(
             found[1].param, f"{found[0].param} asks for a shape of the answer already"
@@ -65,9 +65,8 @@ def _of_format(value: Any) -> StructuredOutputsParams | None:
         return None
     if not isinstance(value, dict):
         raise invalid_type(name, "an object", value)
-    match value.get("type"):
-        case None:
-            raise missing(f"{name}.type")
+    kind = value.get("type")
+    match kind:
         case "text":
             return None
         case "json_object":
@@ -77,8 +76,8 @@ def _of_format(value: Any) -> StructuredOutputsParams | None:
         case "structural_tag":
             tag = {key: part for key, part in value.items() if key != "type"}
             return StructuredOutputsParams(structural_tag=tag, strict=False, param=name)
-    raise invalid_value(
-        f"{name}.type", "it must be text, json_object, json_schema or structural_tag"
+    raise invalid_choice(
+        f"{name}.type", kind, ["text", "json_object", "json_schema", "structural_tag"]
     )
 
 
@@ -103,32 +102,45 @@ def _of_json_schema(value: Any, name: str) -> StructuredOutputsParams:
 
 
 def _of_object(value: Any) -> StructuredOutputsParams:
+    path = "structured_outputs"
     if not isinstance(value, dict):
-        raise invalid_type("structured_outputs", "an object", value)
+        raise invalid_type(path, "an object", value)
+    if unknown := value.keys() - _TYPES.keys():
+        raise invalid_value(path, f"there is no '{clip(min(unknown))}' in it")
     fields = {key: part for key, part in value.items() if part is not None}
-    if unknown := fields.keys() - _FIELDS:
-        raise invalid_value("structured_outputs", f"there is no {min(unknown)[:64]!r} in it")
-    params = _build(fields, "structured_outputs")
+    for key, part in fields.items():
+        _check_type(f"{path}.{key}", key, part)
+    params = StructuredOutputsParams(**fields)
     assert params.kind
     return params
 
 
-def _build(fields: dict[str, Any], name: str) -> StructuredOutputsParams:
-    try:
-        return msgspec.convert(fields | {"param": name}, StructuredOutputsParams)
-    except msgspec.ValidationError as error:
-        message = str(error).lower()
-        raise RequestError(
-            f"Invalid type for '{name}': {message}.", param=name, code="invalid_type"
-        ) from None
+def _check_type(path: str, key: str, value: object) -> None:
+    kinds, words = _TYPES[key]
+    if not isinstance(value, kinds):
+        raise invalid_type(path, words, value)
+    for index, text in enumerate(value if isinstance(value, list) else ()):
+        if not isinstance(text, str):
+            raise invalid_type(f"{path}[{index}]", "a string", text)
 
 
-_FIELDS = {field.name for field in msgspec.structs.fields(StructuredOutputsParams)} - {"param"}
+_TYPES: dict[str, tuple[type | UnionType, str]] = {
+    "json": (dict | bool | str, "an object or a string"),
+    "regex": (str, "a string"),
+    "choice": (list, "an array of strings"),
+    "grammar": (str, "a string"),
+    "json_object": (bool, "a boolean"),
+    "structural_tag": (dict | str, "an object or a string"),
+    "disable_any_whitespace": (bool, "a boolean"),
+    "disable_additional_properties": (bool, "a boolean"),
+    "whitespace_pattern": (str, "a string"),
+    "strict": (bool, "a boolean"),
+}
 
 
-def add_ignored(headers: dict[str, str], grammar: GrammarSpec | None) -> None:
-    """Names the schema keywords that were dropped, as URI fragments, beside the ignored fields."""
-    if grammar is not None and grammar.ignored:
-        names = [quote(place[:200], safe="#/~$!*'()+,") for place in grammar.ignored]
+def add_ignored(headers: dict[str, str], names: Iterable[str]) -> None:
+    """Names more of what has no effect, as URI fragments: schema keywords, template variables."""
+    more = [quote(name[:200], safe="#/~$!*'()+,") for name in names][:MAX_IGNORED_NAMES]
+    if more:
         before = [headers["x-llmserve-ignored"]] if "x-llmserve-ignored" in headers else []
-        headers["x-llmserve-ignored"] = ", ".join(before + names[:MAX_IGNORED_NAMES])
+        headers["x-llmserve-ignored"] = ", ".join(before + more)

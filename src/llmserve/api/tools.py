@@ -5,7 +5,7 @@
 import re
 from typing import Any, Literal, NamedTuple
 
-from llmserve.api.errors import invalid_type, invalid_value, missing
+from llmserve.api.errors import clip, invalid_choice, invalid_type, invalid_value, missing
 from llmserve.errors import RequestError
 
 MAX_TOOLS = 1024
@@ -108,7 +108,7 @@ def _check_name(name: object, path: str) -> None:
     if not isinstance(name, str):
         raise invalid_type(path, "a string", name)
     if not _NAME.fullmatch(name):
-        raise invalid_value(path, "it must be 1 to 64 of A-Z a-z 0-9 _ -")
+        raise invalid_value(path, f"it must be 1 to 64 of A-Z a-z 0-9 _ -, got '{clip(name)}'")
 
 
 def _with_choice(use: ToolUse, choice: object) -> ToolUse:
@@ -119,7 +119,7 @@ def _with_choice(use: ToolUse, choice: object) -> ToolUse:
         case "none" | "auto" | "required" as mode:
             return use._replace(mode=mode)
         case str():
-            raise invalid_value(path, "supported values are none, auto, required")
+            raise invalid_choice(path, choice, ["none", "auto", "required"])
         case dict():
             if choice.get("type") == "allowed_tools":
                 return _with_allowed(use, choice)
@@ -140,7 +140,7 @@ def _with_allowed(use: ToolUse, choice: dict[str, Any]) -> ToolUse:
         raise invalid_type(path, "an object", body)
     mode, tools = body.get("mode"), body.get("tools")
     if mode not in ("auto", "required"):
-        raise invalid_value(f"{path}.mode", "supported values are auto, required")
+        raise invalid_choice(f"{path}.mode", mode, ["auto", "required"])
     if not isinstance(tools, list):
         raise invalid_type(f"{path}.tools", "an array of objects", tools)
     if not tools:

@@ -18,6 +18,7 @@ MAX_BAD_WORD_TOKENS = 1024
 MAX_STOP_STRINGS = 16
 MAX_LOGPROB_IDS = 128
 MAX_PATTERN = 1024
+_TOO_LONG = "array_above_max_length"
 
 
 class RepetitionDetection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -107,7 +108,8 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
         _within("n", self.n, 1, MAX_N)
         _within("temperature", self.temperature, 0.0, 2.0)
         if not 0.0 < self.top_p <= 1.0:
-            raise _range_error("top_p", self.top_p, "greater than 0 and at most 1")
+            limit = "greater than 0 and at most 1"
+            raise _range_error("top_p", self.top_p, limit, _side("decimal", self.top_p <= 0.0))
         _within("top_k", self.top_k, 0, _INT64_MAX)
         _within("min_p", self.min_p, 0.0, 1.0)
         _within("presence_penalty", self.presence_penalty, -2.0, 2.0)
@@ -119,31 +121,32 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
             _within("max_tokens", self.max_tokens, 0, _INT64_MAX)
         _within("min_tokens", self.min_tokens, 0, _INT64_MAX)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise _range_error(
-                "min_tokens", self.min_tokens, f"at most max_tokens={self.max_tokens}"
-            )
+            limit = f"at most max_tokens={self.max_tokens}"
+            raise _range_error("min_tokens", self.min_tokens, limit, _side("integer", False))
         if self.logprobs is not None:
             _within("logprobs", self.logprobs, -1, _INT64_MAX)
         if len(self.logprob_token_ids) > MAX_LOGPROB_IDS:
-            given = len(self.logprob_token_ids)
-            raise _range_error("logprob_token_ids", given, f"at most {MAX_LOGPROB_IDS} ids")
+            given, limit = len(self.logprob_token_ids), f"at most {MAX_LOGPROB_IDS} ids"
+            raise _range_error("logprob_token_ids", given, limit, _TOO_LONG)
         if self.logprob_token_ids and self.logprobs is None:
             raise RequestError("logprob_token_ids: needs logprobs", param="logprob_token_ids")
         if self.prompt_logprobs is not None:
             _within("prompt_logprobs", self.prompt_logprobs, -1, _INT64_MAX)
         if len(self.stop) > MAX_STOP_STRINGS:
-            raise _range_error("stop", len(self.stop), f"at most {MAX_STOP_STRINGS} strings")
+            limit = f"at most {MAX_STOP_STRINGS} strings"
+            raise _range_error("stop", len(self.stop), limit, _TOO_LONG)
         if not all(self.stop):
             raise RequestError("stop: an empty string can never be a stop string", param="stop")
         if self.stop and not self.detokenize:
             raise RequestError("stop: stop strings need detokenize=True", param="stop")
         for token, bias in self.logit_bias.items():
             if not -_FLOAT32_MAX <= bias <= _FLOAT32_MAX:  # NaN fails, too
-                raise _range_error(f"logit_bias[{token}]", bias, "a finite number")
+                raise _range_error(f"logit_bias[{token}]", bias, "a finite number", "invalid_value")
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise RequestError("allowed_token_ids: must not be empty", param="allowed_token_ids")
         if len(self.bad_words) > MAX_BAD_WORDS:
-            raise _range_error("bad_words", len(self.bad_words), f"at most {MAX_BAD_WORDS} words")
+            limit = f"at most {MAX_BAD_WORDS} words"
+            raise _range_error("bad_words", len(self.bad_words), limit, _TOO_LONG)
         if not all(self.bad_words):
             raise RequestError("bad_words: an empty string is no word", param="bad_words")
 
@@ -166,11 +169,10 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
         if self.reasoning_budget is not None:
             for ending in self.reasoning_budget.endings:
                 _check_ids("thinking_token_budget", ending, logits_width)
-        words = self.bad_words_token_ids
-        if words and sum(map(len, words)) > MAX_BAD_WORD_TOKENS:
-            raise RequestError(
-                f"bad_words: more than {MAX_BAD_WORD_TOKENS} tokens in all", param="bad_words"
-            )
+        num_bad = sum(map(len, self.bad_words_token_ids))
+        if num_bad > MAX_BAD_WORD_TOKENS:
+            limit = f"at most {MAX_BAD_WORD_TOKENS} tokens in all"
+            raise _range_error("bad_words", num_bad, limit, _TOO_LONG)
 
     @property
     def greedy(self) -> bool:
@@ -187,28 +189,34 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
         return msgspec.structs.replace(self, **changes)
 
 
-def _range_error(field: str, value: object, limit: str) -> RequestError:
-    return RequestError(f"{field} must be {limit}, got {value}", param=field.split("[")[0])
+def _range_error(field: str, value: object, limit: str, code: str) -> RequestError:
+    message = f"{field} must be {limit}, got {value}"
+    return RequestError(message, param=field.split("[")[0], code=code)
 
 
 def _check_ids(field: str, ids: Iterable[int], logits_width: int) -> None:
     for token in ids:
         if not 0 <= token < logits_width:
-            raise _range_error(field, token, f"a token id from 0 to {logits_width - 1}")
+            limit = f"a token id from 0 to {logits_width - 1}"
+            raise _range_error(field, token, limit, _side("integer", token < 0))
 
 
 def _check_count(field: str, value: int, logits_width: int) -> None:
     if value > logits_width:
-        raise _range_error(field, value, f"at most the vocabulary size, {logits_width}")
+        limit = f"at most the vocabulary size, {logits_width}"
+        raise _range_error(field, value, limit, _side("integer", False))
+
+
+def _side(kind: str, below: bool) -> str:
+    return f"{kind}_{'below_min' if below else 'above_max'}_value"
 
 
 def _within(field: str, value: float, low: float, high: float) -> None:
     if low <= value <= high:  # written so that NaN fails
         return
     kind = "integer" if isinstance(value, int) else "decimal"
-    side = "below_min_value" if value < low else "above_max_value"
     raise RequestError(
         f"{field} must be between {low} and {high}, got {value}",
         param=field,
-        code=f"{kind}_{side}",
+        code=_side(kind, value < low),
     )

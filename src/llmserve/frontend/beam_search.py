@@ -109,7 +109,9 @@ def check_beam_params(params: SamplingParams) -> None:
             )
     if not params.max_tokens:
         raise RequestError(
-            "max_tokens must be at least 1 for beam search, got 0", param="max_tokens"
+            "max_tokens must be at least 1 for beam search, got 0",
+            param="max_tokens",
+            code="integer_below_min_value",
         )
 
 

@@ -133,7 +133,7 @@ class InputProcessor:
         return ids if truncation is None else truncation.cut(ids)
 
     async def infill_prompt(
-        self, prompt: str | list[int], suffix: str, *, add_special_tokens: bool
+        self, prompt: str | list[int], suffix: str, *, add_special_tokens: bool, param: str
     ) -> list[int]:
         """Token ids that ask for what stands between `prompt` and `suffix`; RequestError where the
         model knows no such thing."""
@@ -146,7 +146,7 @@ class InputProcessor:
                 param="suffix",
                 code="unsupported_parameter",
             )
-        before = await self.encode_prompt(prompt, add_special_tokens=False, param="prompt")
+        before = await self.encode_prompt(prompt, add_special_tokens=False, param=param)
         after = await self.encode_prompt(suffix, add_special_tokens=False, param="suffix")
         start = tokenizer.encode("", add_special_tokens=add_special_tokens)
         return [*start, *infill.join(tokenizer, before, after)]
@@ -330,13 +330,17 @@ class InputProcessor:
         if ids and (min(ids) < 0 or max(ids) >= width):
             wrong = next(i for i in ids if not 0 <= i < width)
             raise RequestError(
-                f"{param}: token id {wrong} is not from 0 to {width - 1}", param=param
+                f"{param}: token id {wrong} is not from 0 to {width - 1}",
+                param=param,
+                code=f"integer_{'below_min' if wrong < 0 else 'above_max'}_value",
             )
 
     def _check_prompt_len(self, prompt_len: int, least_new: int, param: str) -> None:
         limit = self.model.max_model_len
         if prompt_len == 0:
-            raise RequestError(f"{param}: the prompt has no tokens", param=param)
+            raise RequestError(
+                f"{param}: the prompt has no tokens", param=param, code="invalid_value"
+            )
         if prompt_len + least_new > limit:
             rest = ", which leaves no room for a new one" if prompt_len == limit else ""
             raise ContextLengthError(

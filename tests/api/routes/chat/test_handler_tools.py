@@ -134,6 +134,57 @@ async def ask(api: Api, text: str, **fields: Any) -> dict[str, Any]:
     return choice
 
 
+BAD = {"type": "object", "properties": {"a": {"type": "nope"}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "second", "where"),
+    [
+        ({}, {"parameters": BAD, "strict": True}, "#/properties/a/type"),
+        ({"tool_choice": "required"}, {"parameters": BAD}, "#/properties/a/type"),
+        ({"tool_choice": {"type": "function", "function": {"name": "g"}}}, {"parameters": BAD},
+         "#/properties/a/type"),
+        ({"response_format": {"type": "json_object"}}, {"parameters": BAD}, "#/properties/a/type"),
+        ({}, {"parameters": {"type": "array", "uniqueItems": True}, "strict": True},
+         "#/uniqueItems"),
+    ],
+)  # fmt: skip
+async def test_parameters_that_cannot_be_enforced_are_named(
+    fields: Any, second: Any, where: str
+) -> None:
+    tools = [TOOLS[0], {"type": "function", "function": {"name": "g"} | second}]
+    async with open_api(template=TEMPLATE) as api:
+        answer = await api.chat(tools=tools, **fields)
+        assert answer.status_code == 400, answer.text
+        error = answer.json()["error"]
+        assert error["param"] == "tools[1].function.parameters"
+        assert error["code"] == "invalid_function_parameters" and where in error["message"]
+        one = {"type": "function", "function": {"name": "f"}}  # what may not be called is not bound
+        answer = await api.chat(tools=tools, tool_choice=one)
+        assert answer.status_code == 200, answer.text
+
+
+async def test_a_wrong_format_beside_good_tools_is_itself_named() -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": BAD}}
+    async with open_api(template=TEMPLATE) as api:
+        answer = await api.chat(tools=TOOLS, response_format=form)
+        error = answer.json()["error"]
+        assert answer.status_code == 400 and error["param"] == "response_format"
+
+
+async def test_what_the_template_does_not_read_is_named() -> None:
+    async with open_api(template=TEMPLATE) as api:
+        answer = await api.chat(chat_template_kwargs={"enable_thinking": True, "mood": [1]})
+        assert answer.headers["x-llmserve-ignored"] == "chat_template_kwargs.mood"
+        answer = await api.chat(reasoning={"effort": "high"})
+        assert "x-llmserve-ignored" not in answer.headers
+    async with open_api() as api:
+        answer = await api.chat(reasoning={"effort": "high"}, thinking={"type": "enabled"})
+        assert answer.headers["x-llmserve-ignored"] == "reasoning, thinking"
+        answer = await api.chat(reasoning={"exclude": True})
+        assert "x-llmserve-ignored" not in answer.headers
+
+
 async def test_the_shape_of_calls() -> None:
     async with open_api(template=TEMPLATE) as api:
         choice = await ask(api, f"\n{CALL}{OTHER}", tools=TOOLS)

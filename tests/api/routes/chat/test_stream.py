@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """Chat chunks in their order."""
 
+import asyncio
 from typing import Any
 
 from tests.helpers.api import TOKENIZER, Api, events, open_api
@@ -39,6 +40,20 @@ async def test_each_of_n_has_one_role_and_one_finish() -> None:
         assert [("role" in choice["delta"]) for choice in own] == [True] + [False] * (len(own) - 1)
         assert [choice["finish_reason"] for choice in own if choice["finish_reason"]] == ["stop"]
         assert "".join(c["delta"].get("content", "") for c in own) == "Hello, world!"
+
+
+async def test_choices_begin_in_order_whoever_is_first() -> None:
+    async with open_api() as api:
+        api.engine.hold = True
+        asked = asyncio.create_task(chunks(api, n=3))
+        while len(api.engine.requests) < 3:
+            await asyncio.sleep(0)
+        for request in reversed(api.engine.requests):
+            api.engine.play(request)
+        found = await asked
+    roles = [c["choices"][0]["index"] for c in found if "role" in c["choices"][0]["delta"]]
+    first = next(c["choices"][0]["index"] for c in found if c["choices"][0]["delta"].get("content"))
+    assert roles == [0, 1, 2] and first != 0
 
 
 async def test_continuous_usage_grows() -> None:

@@ -67,6 +67,7 @@ async def _create(
     template = state.template_of(body.chat_template)
     variables = _variables(template or llm.input_processor.template)
     kwargs, unread = _template_kwargs(state, body, tools, thinking, variables)
+    unset = [f"chat_template_kwargs.{name}" for name in kwargs if name not in variables]
     prompt_text, prompt_ids = await llm.input_processor.render_chat(
         messages if id_length is None else with_short_ids(messages, id_length),
         add_generation_prompt=body.add_generation_prompt,
@@ -108,7 +109,7 @@ async def _create(
     )
     generation = Generation([stream], body.n)
     headers = ChatBody.ignored(raw, [*unread, *body.unread(llm.model)])
-    add_ignored(headers, params.grammar)
+    add_ignored(headers, [*unset, *(params.grammar.ignored if params.grammar else ())])
     if clamped is not None:
         headers["x-llmserve-max-tokens"] = str(clamped)
     role = state.server.response_role if body.add_generation_prompt else last["role"]
@@ -152,8 +153,9 @@ def _template_kwargs(
     efforts = parser.efforts if parser else None
     wanted = thinking_kwargs(thinking, given, variables, efforts)
     unread = []
-    if body.reasoning_effort is not None and not wanted:
-        unread.append("reasoning_effort")
+    if thinking.enabled is not None and thinking.budget is None and not wanted:
+        names = ("reasoning_effort", "reasoning", "thinking")
+        unread += [name for name in names if getattr(body, name) is not None]
     if tools.tools and "tools" not in variables:
         unread.append("tools")
     if body.documents and "documents" not in variables:

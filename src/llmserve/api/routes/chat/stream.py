@@ -34,7 +34,7 @@ class ChatWriter:
         self._prompt = prompt  # prompt_token_ids, prompt_text: in the first chunk of a choice
         self._role = b'"delta":' + encode({"role": role, "content": ""})
         self._pace = Pace(answer.stream_interval)
-        self._begun: set[int] = set()
+        self._num_begun = 0
         self._view = view
         self._calling: set[int] = set()  # choices with calls
 
@@ -42,9 +42,9 @@ class ChatWriter:
         """Framed chunks for what is new; empty while only silent tokens came."""
         out: list[bytes] = []
         for news in deltas:
-            if news.index not in self._begun:
-                self._begun.add(news.index)
-                self._begin(news.index, out)
+            while self._num_begun <= news.index:  # in order, as the SDKs gather them
+                self._begin(self._num_begun, out)
+                self._num_begun += 1
             delta = self._pace.take(news)
             if delta is None:
                 continue

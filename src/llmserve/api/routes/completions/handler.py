@@ -66,8 +66,9 @@ async def _create(
     clamps: list[int] = []
     grammar = await grammar_of(llm, body)
     args = llm.input_processor.read_extra_args(body.vllm_xargs)
-    for prompt in prompts:
-        ids = await _encode(llm, body, prompt, truncation)
+    for index, prompt in enumerate(prompts):
+        param = "prompt" if prompt is body.prompt else f"prompt[{index}]"
+        ids = await _encode(llm, body, prompt, param, truncation)
         text = _text(llm, prompt, ids)
         budget = await budget_for(
             llm,
@@ -81,7 +82,7 @@ async def _create(
         params, clamped = llm.input_processor.make_params(
             _fields(body) | {"grammar": grammar, "reasoning_budget": budget, "extra_args": args},
             prompt_len=len(ids),
-            param="prompt",
+            param=param,
         )
         parsing = None
         if state.parsers.reasoning is not None:
@@ -90,7 +91,7 @@ async def _create(
         encoded.append(_Prompt(ids, params, parsing))
         if clamped is not None and body.max_tokens is not None:
             clamps.append(clamped)
-    add_ignored(headers, grammar)
+    add_ignored(headers, grammar.ignored if grammar else ())
     if clamps:
         headers["x-llmserve-max-tokens"] = str(min(clamps))
     if state.server.enable_log_requests:
@@ -167,17 +168,17 @@ async def _submit(
 
 
 async def _encode(
-    llm: AsyncLLM, body: CompletionBody, prompt: Prompt, truncation: Truncation | None
+    llm: AsyncLLM, body: CompletionBody, prompt: Prompt, param: str, truncation: Truncation | None
 ) -> list[int]:
     front = llm.input_processor
     if body.suffix:
         return await front.infill_prompt(
-            prompt, body.suffix, add_special_tokens=body.add_special_tokens
+            prompt, body.suffix, add_special_tokens=body.add_special_tokens, param=param
         )
     return await front.encode_prompt(
         prompt,
         add_special_tokens=body.add_special_tokens,
-        param="prompt",
+        param=param,
         truncation=truncation,
     )
 
