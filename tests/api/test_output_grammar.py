@@ -104,6 +104,7 @@ def test_the_asked_shape_or_calls() -> None:
 def test_every_format_compiles_and_its_parser_reads_what_it_accepts(name: str) -> None:
     made = grammar("required", parser=name)
     envelope = TOOL_PARSERS.load(name).envelope
+    nothing = {"json": "{}", "gemma": "{}", "functiongemma": "{}"}.get(envelope.style, "")
     written = {
         "json": '{"a": 1}',
         "qwen_xml": "<parameter=a>\n1\n</parameter>\n",
@@ -114,11 +115,16 @@ def test_every_format_compiles_and_its_parser_reads_what_it_accepts(name: str) -
         "gemma": "{a:1}",
         "functiongemma": "{a:1}",
     }[envelope.style]
-    begin = envelope.begin.replace("{name}", "f") + ("7" + envelope.numbered) * bool(
-        envelope.numbered
-    )
-    text = envelope.before + begin + written + envelope.end + envelope.after
+
+    def call(name: str, arguments: str) -> str:
+        begin = envelope.begin.replace("{name}", name)
+        begin += ("7" + envelope.numbered) * bool(envelope.numbered)
+        return str(envelope.before + begin + arguments + envelope.end + envelope.after)
+
+    text = call("f", written)
     assert accepts(made, text) and not accepts(made, text.replace("1", "no"))
+    assert accepts(made, call("g", nothing))  # g has no parameters
+    assert not accepts(made, call("g", written)) and not accepts(made, call("f", nothing))
     parser = choose_parsers("", "", name, "none").make({"f": SCHEMA}, "", False)
     parts = parser.feed(text) + parser.finish(True)
     arguments = "".join(part.text for part in parts if part.kind == "arguments")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llmserve.api.tools import NO_TOOLS, read_tools
+from llmserve.api.tools import NO_PARAMETERS, NO_TOOLS, read_tools
 from llmserve.errors import RequestError
 
 
@@ -39,7 +39,7 @@ def test_choices(choice: Any, mode: str, named: str | None, names: set[str] | No
     tools = [tool(parameters={"type": "object"}), tool("g", description="d", parameters=None)]
     use = read_tools(tools, choice, True)
     assert (use.mode, use.named, use.allowed, use.active) == (mode, named, names, mode != "none")
-    assert use.tools == tools and use.schemas == {"f": {"type": "object"}, "g": {}}
+    assert use.tools == tools and use.schemas == {"f": {"type": "object"}, "g": NO_PARAMETERS}
 
 
 def test_no_tools() -> None:

@@ -34,6 +34,7 @@ class ToolUse(NamedTuple):
 
 
 NO_TOOLS = ToolUse([], {}, "none")
+NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
 def read_tools(tools: object, choice: object, parallel: bool) -> ToolUse:
@@ -58,7 +59,7 @@ def read_tools(tools: object, choice: object, parallel: bool) -> ToolUse:
         name = function["name"]
         if name in schemas:
             raise invalid_value(f"tools[{index}].function.name", f"'{name}' is there twice")
-        schemas[name] = function.get("parameters") or {}
+        schemas[name] = function.get("parameters") or NO_PARAMETERS
         if function.get("strict"):
             strict.add(name)
     use = ToolUse(tools, schemas, "auto", strict=frozenset(strict), parallel=parallel)
