@@ -16,8 +16,18 @@ import transformers
 
 from llmserve import LLM, AsyncLLM, BeamSearchParams, SamplingParams
 from llmserve.errors import RequestError
-from llmserve.frontend.beam_search import BeamOptions, BeamSearch, BeamStream, check_beam_params
+from llmserve.frontend.beam_search import (
+    Beam,
+    BeamOptions,
+    BeamSearch,
+    BeamStream,
+    Hypothesis,
+    check_beam_params,
+)
 from llmserve.frontend.output_processor import LogprobEntry
+from llmserve.frontend.parsed_text import ParsedText, Parsing
+from llmserve.parsers.registry import choose_parsers
+from tests.helpers.api import TOKENIZER, open_api
 from tests.helpers.tiny_models import write_tiny_model
 
 EOS = list(range(2, 110))  # so many that hypotheses end at different lengths
@@ -127,6 +137,35 @@ async def test_a_stream_gives_what_llm_gives(llm: LLM, folder: Path) -> None:
         assert server.num_unfinished == 0
     finally:
         server.shutdown()
+
+
+async def test_hypotheses_are_read_token_by_token() -> None:
+    tokens = [*TOKENIZER.encode("<think>hm</think>yes", add_special_tokens=False), 257]
+    entries: list[LogprobEntry] = [([token], [-1.0], 1) for token in tokens]
+    parsers = choose_parsers("", "", "none", "qwen3")
+    for counts in (False, True):
+        parsing = Parsing(lambda: parsers.make(None, "", False), {}, counts)
+        async with open_api() as api:
+            assert api.state.llm is not None
+            params = SamplingParams(n=1, max_tokens=99, logprobs=0)
+            stream = BeamStream(
+                api.state.llm, [1], params, BeamOptions(), request_id="r", parsing=parsing
+            )
+            beam = Beam(tokens, -1.0, entries)
+            stream._search.best, stream._search.done = [Hypothesis(beam, -1.0, "stop", None)], True
+            (delta,) = await stream.next()
+        wanted = ParsedText(TOKENIZER, params, [1], parsing)
+        wanted.feed(tokens[:-1])
+        wanted.skip()
+        assert (delta.token_ids, delta.logprobs, delta.finish_reason) == (tokens, entries, "stop")
+        assert delta.num_reasoning == wanted.num_reasoning > 0
+        if counts:
+            assert delta.text == "<think>hm</think>yes"
+            continue
+        assert [(part.kind, part.text) for part in delta.parts] == [
+            ("reasoning", "hm"), ("content", "yes")
+        ]  # fmt: skip
+        assert delta.text == "yes" and delta.hidden == wanted.hidden
 
 
 # ---- the rules, on a made-up model of four tokens whose last is the end

@@ -30,7 +30,7 @@ async def submit(
     prompt_text: str | None = None,
     parsing: Parsing | None = None,
 ) -> Stream:
-    """Starts one prompt's continuations, drawn or searched for. Beams come unparsed."""
+    """Starts one prompt's continuations, drawn or searched for."""
     if (beam := body.beam) is not None:
         return BeamStream(
             llm,
@@ -40,6 +40,7 @@ async def submit(
             request_id=request_id,
             priority=body.priority,
             cache_salt=body.cache_salt or "",
+            parsing=parsing,
         )
     return await llm.submit(
         prompt_token_ids,

@@ -13,12 +13,14 @@ from typing import NamedTuple
 
 import msgspec
 
+from llmserve.core.messages import FinishReason, RequestExtra
 from llmserve.core.outputs import Delta
 from llmserve.core.sampling_params import SamplingParams
 from llmserve.errors import EngineError, RequestError
 from llmserve.frontend.async_llm import AsyncLLM, RequestStream
 from llmserve.frontend.detokenizer import OutputText
-from llmserve.frontend.output_processor import LogprobEntry
+from llmserve.frontend.output_processor import Continuation, LogprobEntry, Request
+from llmserve.frontend.parsed_text import Parsing
 from llmserve.frontend.tokenizer import Tokenizer
 
 # Fields that say how to draw: nothing is drawn, so they mean nothing.
@@ -87,7 +89,7 @@ class Hypothesis(msgspec.Struct):
 
     beam: Beam
     value: float
-    finish_reason: str
+    finish_reason: FinishReason
     stop_reason: int | None
 
 
@@ -192,7 +194,7 @@ class BeamSearch:
 
     def _finish(self, beam: Beam, stop: int | None) -> None:
         value = beam.score / len(beam.tokens) ** self._options.length_penalty
-        reason = "length" if stop is None else "stop"
+        reason: FinishReason = "length" if stop is None else "stop"
         stop_reason = None if stop in self._eos else stop
         self.best.append(Hypothesis(beam, value, reason, stop_reason))
         self.best.sort(key=lambda hypothesis: -hypothesis.value)
@@ -245,6 +247,7 @@ class BeamStream:
         request_id: str,
         priority: int = 0,
         cache_salt: str = "",
+        parsing: Parsing | None = None,
     ) -> None:
         self.request_id = request_id
         self.prompt_token_ids = prompt_token_ids
@@ -256,6 +259,7 @@ class BeamStream:
         self._llm = llm
         self._priority = priority
         self._cache_salt = cache_salt
+        self._parsing = parsing
         self._asked: list[RequestStream] = []
 
     async def next(self) -> list[Delta]:
@@ -299,11 +303,10 @@ class BeamStream:
         return news
 
     def _delta(self, index: int, found: Hypothesis) -> Delta:
-        return Delta(
-            index=index,
-            text=self._search.text(found, self._llm.tokenizer, self.prompt_token_ids),
-            token_ids=found.beam.tokens,
-            logprobs=found.beam.logprobs if self._search.params.logprobs is not None else None,
-            finish_reason=found.finish_reason,
-            stop_reason=found.stop_reason,
-        )
+        params = self._search.params
+        request = Request(self.request_id, self.prompt_token_ids, params, parsing=self._parsing)
+        read = Continuation(request, index, params, self._llm.tokenizer)
+        read.new_ids, read.new_logprobs = found.beam.tokens, found.beam.logprobs
+        read.ending = RequestExtra(finish_reason=found.finish_reason, stop_reason=found.stop_reason)
+        read.advance()
+        return read.take()

@@ -5,9 +5,8 @@
 import pytest
 
 from llmserve.api.generation import Choice
-from llmserve.api.routes.chat.parts import View, read_whole
+from llmserve.api.routes.chat.parts import View
 from llmserve.core.outputs import Delta, Part
-from llmserve.parsers.registry import choose_parsers
 
 PARTS = [
     Part("reasoning", "a"),
@@ -88,13 +87,3 @@ def test_hidden_tokens() -> None:
     assert view(include=False).shown([1, 2, 3], [True, False, True]) == [2]
     assert view().shown([1, 2], [True, False]) == [1, 2]
     assert view(include=False).shown([1], []) == [1]
-
-
-@pytest.mark.parametrize(("finish", "arguments"), [("stop", '{"a": "x"}'), ("length", '{"a": "x')])
-def test_a_choice_without_parts_is_read_as_a_whole(finish: str, arguments: str) -> None:
-    text = "<think>hm</think>yes<tool_call><function=f><parameter=a>x"
-    choice = Choice(text=text, finish_reason=finish)
-    read_whole(choice, choose_parsers("", "", "qwen3_coder", "qwen3").make({}, "", False))
-    fields = view("reasoning").message(choice)
-    assert (fields["content"], fields["reasoning"]) == ("yes", "hm")
-    assert fields["tool_calls"][0]["function"] == {"name": "f", "arguments": arguments}

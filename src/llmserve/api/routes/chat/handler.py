@@ -14,7 +14,7 @@ from llmserve.api.logprobs import TokenNames
 from llmserve.api.openapi import CHAT, MESSAGES, described
 from llmserve.api.output_grammar import grammar_for
 from llmserve.api.reasoning import Thinking, budget_for, thinking_kwargs
-from llmserve.api.routes.chat.parts import View, read_whole
+from llmserve.api.routes.chat.parts import View
 from llmserve.api.routes.chat.schema import ChatBody
 from llmserve.api.routes.chat.stream import ChatWriter
 from llmserve.api.sse import EventStream
@@ -130,9 +130,6 @@ async def _create(
         writer = ChatWriter(answer, body, generation, names, role, echo, prompt, view)
         return EventStream(state, generation, writer, headers)
     choices = await generation.collect()
-    if parsing is not None and body.use_beam_search:
-        for choice in choices:
-            read_whole(choice, parsing.new_parser())
     return _whole(answer, body, generation, choices, names, role, echo, prompt, view, headers)
 
 

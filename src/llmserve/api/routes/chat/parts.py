@@ -6,7 +6,6 @@ from typing import Any, NamedTuple, TypeVar
 
 from llmserve.api.generation import Choice
 from llmserve.core.outputs import Delta, Part
-from llmserve.parsers.base import OutputParser
 
 T = TypeVar("T")
 
@@ -81,13 +80,6 @@ class View(NamedTuple):
         if self.reasoning or not hidden:
             return items
         return [item for item, hide in zip(items, hidden, strict=False) if not hide]
-
-
-def read_whole(choice: Choice, parser: OutputParser) -> None:
-    """Parses a choice whose stream came without parts."""
-    parts = parser.feed(choice.text) + parser.finish(choice.finish_reason == "stop")
-    choice.parts = parts
-    choice.text = "".join(part.text for part in parts if part.kind == "content")
 
 
 def _call(part: Part) -> dict[str, Any]:
