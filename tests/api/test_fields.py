@@ -342,6 +342,8 @@ async def test_ignored_fields_are_named_and_change_nothing() -> None:
         ('{"a": 1}'.encode("utf-16"), "not UTF-8 at line 1 column 1"),
         (b"[1]", "must be a JSON object"),
         (b'{"n": ' + b"9" * 10_000 + b"}", "... is too large a number, at line 1 column 7"),
+        (b'{"prompt": [' + b"9" * 4000 + b"]}", "... is no token id"),
+        (b'{"prompt": "a", "logit_bias": {"1": ' + b"9" * 4000 + b"}}", "got 999"),
         (b'{"prompt": "a", "n": ' + b"9" * 4000 + b"}", "it must be at most 128, got 999"),
     ],
 )

@@ -162,7 +162,7 @@ def _logit_bias(value: object) -> object:
             side = "above_max" if bias > 0 else "below_min"
             raise invalid_value(
                 "logit_bias",
-                f"each bias must be between -100 and 100, got {bias}",
+                f"each bias must be between -100 and 100, got {clip(str(bias))}",
                 f"decimal_{side}_value",
             )
     return {int(key): float(bias) for key, bias in value.items()}

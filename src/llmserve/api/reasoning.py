@@ -5,7 +5,7 @@
 import asyncio
 from typing import Any, NamedTuple
 
-from llmserve.api.errors import invalid_choice, invalid_type, invalid_value, unsupported
+from llmserve.api.errors import clip, invalid_choice, invalid_type, invalid_value, unsupported
 from llmserve.core.sampling_params import ReasoningBudget
 from llmserve.frontend.async_llm import AsyncLLM
 from llmserve.frontend.thinking import make_budget
@@ -79,7 +79,7 @@ def _tokens(value: object, path: str, name: str) -> int | None:
         side = "below_min" if tokens < 0 else "above_max"
         raise invalid_value(
             f"{path}.{name}",
-            f"it must be from 0 to {MAX_BUDGET}, got {tokens}",
+            f"it must be from 0 to {MAX_BUDGET}, got {clip(str(tokens))}",
             f"integer_{side}_value",
         )
     return tokens

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from llmserve.api.errors import invalid_type, invalid_value, missing
+from llmserve.api.errors import clip, invalid_type, invalid_value, missing
 from llmserve.api.fields import MAX_TOP_LOGPROBS, GenerationBody, TokenLimit
 from llmserve.core.sampling_params import MAX_N
 
@@ -107,6 +107,6 @@ def _token_ids(value: object, path: str) -> list[int]:
         if not 0 <= token <= _MAX_TOKEN_ID:
             side = "below_min" if token < 0 else "above_max"
             raise invalid_value(
-                f"{path}[{index}]", f"{token} is no token id", f"integer_{side}_value"
+                f"{path}[{index}]", f"{clip(str(token))} is no token id", f"integer_{side}_value"
             )
     return value
