@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -80,3 +81,17 @@ def test_an_empty_home_keeps_models_and_packages(monkeypatch: pytest.MonkeyPatch
     assert all(new[name].startswith("/empty") for name in compiled)
     monkeypatch.setenv("HF_HOME", "/models")
     assert envs.empty_home("/empty")["HF_HOME"] == "/models"
+
+
+def test_a_user_without_a_home_has_a_cache() -> None:
+    code = (
+        "import pwd\n"
+        "def nobody(uid): raise KeyError\n"
+        "pwd.getpwuid = nobody\n"
+        "from llmserve import envs; print(envs.CACHE_DIR)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True,
+        env={"PYTHONPATH": str(Path(envs.__file__).parents[1])},
+    )  # fmt: skip
+    assert run.stdout.strip() == f"/tmp/cache-{os.getuid()}/llmserve", run.stderr

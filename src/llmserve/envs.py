@@ -6,11 +6,19 @@ import os
 import site
 from pathlib import Path
 
+
+def _user_cache() -> Path:
+    """`~/.cache`; a user without an entry and HOME, as containers may have, gets one in TMPDIR."""
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder)
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:
+        return Path(os.environ.get("TMPDIR") or "/tmp") / f"cache-{os.getuid()}"
+
+
 LOG_LEVEL: str = os.environ.get("LLMSERVE_LOG_LEVEL", "INFO").upper()
-CACHE_DIR: Path = Path(
-    os.environ.get("LLMSERVE_CACHE_DIR")
-    or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmserve"
-)
+CACHE_DIR: Path = Path(os.environ.get("LLMSERVE_CACHE_DIR") or _user_cache() / "llmserve")
 API_KEY: str | None = os.environ.get("LLMSERVE_API_KEY") or os.environ.get("VLLM_API_KEY") or None
 RUNTIME_DIR: Path = Path(os.environ.get("XDG_RUNTIME_DIR") or os.environ.get("TMPDIR") or "/tmp")
 CXX: str = os.environ.get("CXX", "")
@@ -49,7 +57,6 @@ def empty_home(folder: str) -> dict[str, str]:
     """Overrides for a child that finds none of the user's caches of compiled code: its home is
     `folder`. Packages and models stay where they are: to fetch them again would measure the net.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return {
         "HOME": folder,
         "XDG_CACHE_HOME": f"{folder}/.cache",
@@ -57,6 +64,6 @@ def empty_home(folder: str) -> dict[str, str]:
         "CUDA_CACHE_PATH": f"{folder}/.nv",
         "FLASHINFER_WORKSPACE_BASE": folder,
         "LLMSERVE_CACHE_DIR": str(CACHE_DIR),
-        "HF_HOME": os.environ.get("HF_HOME") or str(cache / "huggingface"),
+        "HF_HOME": os.environ.get("HF_HOME") or str(_user_cache() / "huggingface"),
         "PYTHONUSERBASE": site.getuserbase(),
     }

@@ -31,6 +31,8 @@ def other_value(option: Option) -> tuple[list[str], Any]:
         return [], not option.default
     if option.name == "structured_outputs_config":
         return ['{"backend": "guidance"}'], {"backend": "guidance"}
+    if option.name == "override_generation_config":
+        return ['{"top_k": 3}'], {"top_k": 3}
     if option.is_json:
         return ['{"a": {"b": 1}}'], {"a": {"b": 1}}
     if option.info.repeat:
@@ -122,6 +124,8 @@ def test_json_and_its_parts() -> None:
         (["--hf-overrides", "{"], "--hf-overrides must be a JSON object"),
         (["--max-num-seqs", "many"], "--max-num-seqs: not a size: 'many'"),
         (["--port.x", "1"], "--port has no parts"),
+        (["--hf-overrides.a", "1", "--hf-overrides.a.b", "2"], "a already has a value, 1"),
+        (["--enforce-eager=false"], "is a switch and takes no value, got 'false'"),
         (["--port"], "argument --port: expected one argument"),
         (["--max-num-sequences", "1"], "unknown option --max-num-sequences; did you mean --max-"),
         (["--no-enable-prefix-cache"], "did you mean --no-enable-prefix-caching"),
@@ -234,3 +238,29 @@ def test_other_commands_know_nothing_of_vllm() -> None:
     assert parse_flags(["--task", "x"], (Own,), prog="p", model_tag=False) == {"task": "x"}
     with pytest.raises(ConfigError, match="unknown option --enable-lora"):
         parse_flags(["--enable-lora"], (Own,), prog="p", model_tag=False, vllm=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"max-num-seqs: [1, 2]", "--max-num-seqs takes one value, got [1, 2]"),
+        (b"tokenizer: {a: 1}", "--tokenizer takes one value, got {'a': 1}"),
+        (b"enforce-eager: 3", "--enforce-eager is a switch and takes no value, got '3'"),
+        (b"config: other.yaml", "--config belongs on the command line"),
+        (b"help: all", "--help belongs on the command line"),
+        (b"model: \xff", "can't decode byte 0xff"),
+        (b"hf-overrides: {a: 2020-01-01}", "--hf-overrides must be a JSON object: "),
+        (b"hf-overrides: &x {a: *x}", "--hf-overrides must be a JSON object: Circular"),
+        (b"hf-overrides: " + b"{a: " * 3000 + b"1" + b"}" * 3000, "recursion"),
+    ],
+    ids=["list", "object", "switch", "config", "help", "utf8", "date", "circular", "deep"],
+)
+def test_yaml_values_of_another_kind_are_one_line(
+    tmp_path: Path, text: bytes, message: str
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_bytes(text)
+    with pytest.raises(ConfigError) as caught:
+        parse("--config", str(path))
+    assert caught.value.message.startswith(f"--config {path}: ")
+    assert message in caught.value.message and "\n" not in caught.value.message

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+import socket
+import threading
+
 import pytest
 
 from llmserve import envs
@@ -47,3 +50,40 @@ def test_error_message_reads_openai_bodies() -> None:
     assert error_message('{"error": {"message": "m"}}') == "m"
     assert error_message("Bad Gateway\nmore") == "Bad Gateway"
     assert error_message("[]") == "[]"
+
+
+@pytest.mark.parametrize("url", ["http://[", "http://x:abc", "http://x:99999", "http://", ""])
+def test_what_is_no_address(url: str) -> None:
+    with pytest.raises(ConfigError, match="--url must look like"):
+        Client(url)
+
+
+@pytest.mark.parametrize("key", ["\u043a\u043b\u044e\u0447", "a\nb"], ids=["cyrillic", "newline"])
+def test_keys_that_no_header_can_carry(key: str) -> None:
+    with pytest.raises(ConfigError, match="--api-key must be of printable ASCII"):
+        Client("http://x", key)
+
+
+def test_typed_bytes_that_are_no_utf8_are_replaced() -> None:
+    typed = b"a\xffb".decode("utf-8", "surrogateescape")
+    with fake_openai() as server:
+        list(Client(server.url).stream("/v1/completions", {"prompt": typed + "\u00e9"}))
+    assert server.requests[0][1]["prompt"] == "a\ufffdb\u00e9"
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"{}", b"[1]", b'{"data": [1]}', b'{"data": 3}'])
+def test_a_server_of_another_kind_is_one_line(body: bytes) -> None:
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(head + body)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(LLMServeError, match="does not speak the OpenAI API"):
+            Client(f"127.0.0.1:{listener.getsockname()[1]}").model()
+        thread.join()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import llmserve
-from llmserve import __version__
+from llmserve import __version__, envs
 from llmserve.cli import main as cli
 from llmserve.errors import ConfigError, EngineError
 from llmserve.utils.registry import Registry
@@ -84,3 +84,40 @@ def test_a_reader_that_leaves_ends_the_program_silently() -> None:
         capture_output=True, text=True, timeout=60, cwd=SRC,
     )  # fmt: skip
     assert run.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("redirect", "code", "last"),
+    [
+        (">&-", 0, ""),
+        ("2>&-", 0, ""),
+        (">/dev/full", 1, "llmserve: error: No space left on device"),
+        ("--nope 2>&-", 2, ""),
+    ],
+    ids=["no_stdout", "no_stderr", "full_disk", "error_unseen"],
+)
+def test_output_that_cannot_be_written(redirect: str, code: int, last: str) -> None:
+    command = f"{sys.executable} -m llmserve collect-env {redirect}"
+    run = subprocess.run(
+        ["sh", "-c", command], env=envs.child_environment(PYTHONPATH=str(SRC)),
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == code
+    assert (run.stderr.splitlines() or [""])[-1] == last and "Traceback" not in run.stderr
+
+
+def test_an_unknown_log_level_is_one_line() -> None:
+    environment = envs.child_environment(PYTHONPATH=str(SRC), LLMSERVE_LOG_LEVEL="foo")
+    command = [sys.executable, "-m", "llmserve", "serve", "/nope", "--port", "0"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 2 and len(run.stderr.splitlines()) == 1
+    assert "LLMSERVE_LOG_LEVEL must be one of DEBUG, INFO" in run.stderr
+
+
+def test_a_terminal_without_the_characters_gets_escapes() -> None:
+    code = "from llmserve.cli.main import main; print(main(['nope\\u00e9']), '\\u00e9')"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True,
+        env=envs.child_environment(PYTHONPATH=str(SRC), PYTHONIOENCODING="ascii"),
+    )  # fmt: skip
+    assert run.stdout == "2 \\xe9\n" and "nope" in run.stderr

@@ -91,3 +91,14 @@ def test_ready_block_fits_the_model_and_the_server() -> None:
 def test_wrong_flags_end_before_anything_starts() -> None:
     with pytest.raises(ConfigError, match="--port"):
         run(["--port", "70000"])
+
+
+def test_a_socket_that_is_served_is_not_taken(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    with listen(ServerConfig(uds=path)):
+        with pytest.raises(ConfigError, match=f"cannot listen on {path}: Address already in use"):
+            listen(ServerConfig(uds=path))
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)
+    with pytest.raises(ConfigError, match="AF_UNIX path too long"):
+        listen(ServerConfig(uds=str(tmp_path / ("s" * 120))))

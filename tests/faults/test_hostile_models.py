@@ -7,17 +7,23 @@ GGUF files of that kind are in tests/config/test_gguf.py.
 
 import json
 import os
+import random
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from llmserve.cli.plan import num_parameters
 from llmserve.config.engine import EngineConfig
 from llmserve.config.hf import describe
 from llmserve.errors import ConfigError
-from llmserve.model_loader.loader import open_source
+from llmserve.frontend.tokenizer import load_tokenizer
+from llmserve.model_loader.loader import load_model
+from llmserve.models.registry import MODELS
 from tests.helpers.server import llmserve
 from tests.helpers.tiny_models import write_tiny_model
 
@@ -30,12 +36,13 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def open_model(folder: Path) -> None:
-    """As the engine does, up to the first tensor."""
+    """As `plan`, then the engine and the API server do, up to the first step."""
     config = EngineConfig.from_flags(model=str(folder), device="cpu")
+    num_parameters(describe(config.model, config.load))
     model = describe(config.model, config.load)
-    source = open_source(model)
-    for name in source.shapes:
-        source.read(name)
+    model_class = MODELS.load(model.architecture)
+    load_model(model_class, model, config.load, torch.float32, torch.device("cpu"))
+    load_tokenizer(model.tokenizer)
 
 
 def weights(folder: Path) -> Path:
@@ -59,6 +66,17 @@ def past_the_end(fields: dict[str, Any]) -> None:
 def huge_shape(fields: dict[str, Any]) -> None:
     tensor = next(value for name, value in fields.items() if name != "__metadata__")
     tensor["shape"] = [2**40, 2**20]
+
+
+def nan_shape(fields: dict[str, Any]) -> None:
+    fields["model.norm.weight"]["shape"] = [float("nan")]
+
+
+def far_token(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    fields = json.loads(path.read_text())
+    fields["model"]["vocab"]["k"] = 2**30
+    path.write_text(json.dumps(fields))
 
 
 def settings(name: str, **values: Any) -> Change:
@@ -103,6 +121,46 @@ CASES: dict[str, tuple[Change, str]] = {
         ) and None,
         "names a file outside its folder",
     ),
+    "vocabulary_of_2_30": (
+        settings("config.json", vocab_size=2**30), "embed_tokens.weight has shape"
+    ),
+    "layers_without_end": (settings("config.json", num_hidden_layers=10**12), "at most 1000"),
+    "context_without_end": (
+        settings("config.json", max_position_embeddings=10**15), "a context of 10{15} tokens"
+    ),
+    "layer_types_of_objects": (
+        settings("config.json", layer_types=[{}] * 3, use_sliding_window=True,
+                 architectures=["Qwen2ForCausalLM"]), "layer_types must have"
+    ),
+    "activation_of_a_list": (settings("config.json", hidden_act=[[1]]), "hidden_act .* is not"),
+    "rope_theta_of_a_list": (
+        settings("config.json", rope_parameters={"rope_theta": [1]}), "rope_theta must be positive"
+    ),
+    "rope_theta_of_1": (
+        settings("config.json", rope_parameters={
+            "rope_theta": 1.0, "rope_type": "yarn", "factor": 2.0
+        }), "rope parameters .* cannot be used"
+    ),
+    "rope_factors_of_another_head": (
+        settings("config.json", rope_parameters={
+            "rope_type": "longrope", "short_factor": [1.0] * 5, "long_factor": [1.0] * 5
+        }), "rope parameters .* cannot be used"
+    ),
+    "temperature_of_text": (
+        settings("generation_config.json", temperature="x"), "temperature must be a number"
+    ),
+    "added_tokens_of_null": (
+        settings("tokenizer_config.json", added_tokens_decoder={"2": None}),
+        "cannot read .*tokenizer_config.json",
+    ),
+    "template_without_name": (
+        settings("tokenizer_config.json", chat_template=[{}]), "cannot read .*model"
+    ),
+    "template_of_bytes": (
+        lambda f: (f / "chat_template.jinja").write_bytes(b"\xff") and None, "cannot read .*model"
+    ),
+    "shape_of_nan": (lambda f: header(f, nan_shape), "has shape"),
+    "token_id_of_2_30": (lambda f: far_token(f), "token id 1073741824"),
     "deep_config": (
         lambda f: (f / "config.json").write_text('{"a":' * 100_000 + "1" + "}" * 100_000) and None,
         "cannot read .*config.json",
@@ -122,6 +180,62 @@ def test_refused_in_one_line(good: Path, tmp_path: Path, case: str) -> None:
     with pytest.raises(ConfigError, match=says) as caught:
         open_model(folder)
     assert "\n" not in str(caught.value)
+
+
+_VALUES = (
+    None, True, -1, 0, 1.5, 2**63, 10**30, float("nan"), float("inf"), "", "x", [], [None], [[1]],
+    {}, {"a": 1},
+)  # fmt: skip
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    keys = value if isinstance(value, dict) else range(min(len(value), 3))
+    found = []
+    for key in keys if isinstance(value, dict | list) else ():
+        found += [(*path, key)]
+        if isinstance(value[key], dict | list):
+            found += _places(value[key], (*path, key))
+    return found
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "header"],
+)
+def test_any_value_anywhere_is_served_or_refused_in_one_line(
+    good: Path, tmp_path: Path, name: str
+) -> None:
+    draw = random.Random(name)
+    folder = tmp_path / "model"
+    shutil.copytree(good, folder)
+    file = weights(folder) if name == "header" else folder / name
+    own = file.read_bytes()
+    refused = 0
+    for _ in range(40):
+        file.write_bytes(own)
+        what: list[Any] = []
+
+        def spoil(fields: dict[str, Any], what: list[Any] = what) -> None:
+            *path, last = draw.choice(_places(fields))
+            for key in path:
+                fields = fields[key]
+            fields[last] = draw.choice(_VALUES)
+            what += [path, last, fields[last]]
+
+        if name == "header":
+            header(folder, spoil)
+        else:
+            fields = json.loads(own)
+            spoil(fields)
+            file.write_text(json.dumps(fields))
+        try:
+            open_model(folder)
+        except ConfigError as error:
+            refused += 1
+            assert error.message.strip() and "\n" not in error.message, what
+        except Exception as error:
+            raise AssertionError(what) from error
+    assert refused or name == "generation_config.json"  # few of its values are read
 
 
 def test_links_of_the_hubs_cache_are_no_links_out(good: Path, tmp_path: Path) -> None:

@@ -148,3 +148,18 @@ def test_folders_of_killed_owners_are_removed(
     os.utime(other, (0, 0))
     sweep_run_dirs()
     assert {path.name for path in tmp_path.iterdir()} == {Path(own).name, "llmserve-fresh", "file"}
+
+
+@pytest.mark.parametrize("sent", [b"", b"\x05\0\0", b"\x05\0\0\0\0\0\0\0\1ab"], ids=len)
+def test_a_start_that_breaks_off_ends_the_child_silently(sent: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    code = "import sys; from llmserve.utils.child import *; receive_start(int(sys.argv[1]), dict)"
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(theirs.fileno())], pass_fds=[theirs.fileno()],
+            env=envs.child_environment(), stderr=subprocess.PIPE,
+        )  # fmt: skip
+    ours.sendall(sent)
+    ours.close()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1 and said == b""

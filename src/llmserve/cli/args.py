@@ -183,6 +183,11 @@ class _Line:
                 raise ConfigError(f"{option.flag} has no parts, got --{name}")
             _put(self.dotted.setdefault(key, {}), path, value if equals else self._next(word))
         elif option:
+            if equals and option.type is bool:
+                raise ConfigError(
+                    f"{option.flag} is a switch and takes no value, got {value!r} "
+                    f"(--no-{option.flag[2:]} turns it off)"
+                )
             self.words.append(option.flag + equals + value)
         elif key.startswith("no_") and (positive := self._options.get(key[3:])):
             if positive.type is not bool:
@@ -223,13 +228,15 @@ class _Line:
 
 
 def _foreign() -> dict[str, Any]:
-    return tomllib.loads(_FOREIGN.read_text())
+    return tomllib.loads(_FOREIGN.read_text(encoding="utf-8"))
 
 
 def _put(target: dict[str, Any], path: str, word: str) -> None:
     *parents, last = path.split(".")
     for key in parents:
         target = target.setdefault(key, {})
+        if not isinstance(target, dict):
+            raise ConfigError(f"{path}: {key} already has a value, {target!r}, which has no parts")
     try:
         target[last] = json.loads(word)
     except ValueError:
@@ -245,25 +252,33 @@ def _merge(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _yaml_words(path: str) -> list[str]:
+def _yaml_words(path: str, options: Mapping[str, Option]) -> list[str]:
     """A YAML mapping of flags as the command line that means the same."""
     import yaml
 
     try:
-        data = yaml.safe_load(Path(path).read_text())
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"--config {path}: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"--config {path}: must be a mapping of flags to values")
     words: list[str] = []
     for key, value in data.items():
         name = str(key).replace("_", "-")
-        if isinstance(value, bool):
+        option = options.get(name.replace("-", "_"))
+        if name in ("config", "help"):
+            raise ConfigError(f"--{name} belongs on the command line")
+        if isinstance(value, dict) and (option is None or option.is_json):
+            try:
+                words.append(f"--{name}={json.dumps(value)}")
+            except (TypeError, ValueError, RecursionError) as error:
+                raise ConfigError(f"--{name} must be a JSON object: {error}") from None
+        elif isinstance(value, dict | list) and not (option is None or option.info.repeat):
+            raise ConfigError(f"--{name} takes one value, got {value!r}")
+        elif isinstance(value, bool):
             words.append(f"--{name}" if value else f"--no-{name}")
-        elif isinstance(value, dict):
-            words.append(f"--{name}={json.dumps(value)}")
         elif isinstance(value, list):
             words += [f"--{name}={item}" for item in value]
         elif value is not None:
@@ -294,7 +309,7 @@ def parse_flags(
     flags = _parse(parser, line)
     if line.config is not None:
         try:
-            flags = _parse(parser, _Line(options, _yaml_words(line.config), vllm)) | flags
+            flags = _parse(parser, _Line(options, _yaml_words(line.config, options), vllm)) | flags
         except ConfigError as error:
             prefix = f"--config {line.config}: "
             message = error.message.removeprefix(prefix)

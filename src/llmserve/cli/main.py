@@ -5,6 +5,7 @@
 import argparse
 import contextlib
 import difflib
+import io
 import os
 import signal
 import sys
@@ -71,9 +72,21 @@ def _find(argv: list[str]) -> tuple[str, list[str]]:
     return name, rest
 
 
+def _open_streams() -> None:
+    """Streams that the shell closed go nowhere; characters that the terminal's encoding lacks are
+    printed as escapes, and bytes that it lacks are read as they are."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w" if fd else "r"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace" if fd else "surrogateescape")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs one subcommand. Exit codes: its own, 1 failed, 2 refused, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
+    _open_streams()
     if not argv or argv[0].startswith("-"):
         _parser().parse_args(argv[:1] or ["--help"])
     try:
@@ -90,8 +103,14 @@ def main(argv: list[str] | None = None) -> int:
         return 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of our output left; say nothing at exit either
         with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 128 + signal.SIGPIPE
+    except OSError as error:  # a file that cannot be written, a full disk
+        what = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"llmserve: error: {what}{error.strerror or error}\n")
+        with contextlib.suppress(OSError):  # what is left to print must not fail once more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
     except Exception as error:  # boundary: whatever it was, the last line says it
         traceback.print_exc()
         sys.stderr.write(f"llmserve: error: {type(error).__name__}: {error}\n")

@@ -6,9 +6,7 @@ The rules are those of a real start (engine/resolve.py); only the weights are co
 """
 
 import dataclasses
-import json
 import math
-import struct
 from pathlib import Path
 
 from llmserve.cli.args import parse_flags
@@ -18,6 +16,7 @@ from llmserve.config.cache import CacheConfig
 from llmserve.config.engine import ENGINE_GROUPS, EngineConfig
 from llmserve.config.hf import ModelDescription, describe
 from llmserve.config.model import ModelConfig
+from llmserve.config.source import safetensors_header
 from llmserve.core.kv_spec import AnyKVSpec, FullAttentionSpec, SlidingWindowSpec
 from llmserve.engine.resolve import Facts, resolve
 from llmserve.errors import ConfigError
@@ -67,22 +66,13 @@ def num_parameters(description: ModelDescription) -> int:
         header = gguf.read_header(source.files or [source.path])
         return sum(math.prod(tensor.shape) for tensor in header.tensors.values())
     if source.files:
-        return sum(map(_safetensors_parameters, source.files))
+        headers = map(safetensors_header, source.files)
+        return sum(math.prod(info["shape"]) for header in headers for info in header.values())
     decoder = _decoder(description)
     attention = 2 * (decoder.num_heads + decoder.num_kv_heads) * decoder.head_dim
     layer = decoder.hidden_size * (attention + 3 * decoder.intermediate_size)
     embeddings = decoder.vocab_size * decoder.hidden_size * (1 if decoder.tied else 2)
     return embeddings + layer * len(decoder.windows)
-
-
-def _safetensors_parameters(path: str) -> int:
-    try:
-        with Path(path).open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        return sum(math.prod(t["shape"]) for name, t in header.items() if name != "__metadata__")
-    except (OSError, struct.error, ValueError, KeyError, TypeError, MemoryError) as error:
-        raise ConfigError(f"{path} is not a readable safetensors file: {error}") from None
 
 
 def _decoder(description: ModelDescription) -> DecoderConfig:

@@ -5,6 +5,7 @@
 import contextlib
 import faulthandler
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -46,8 +47,6 @@ def listen(config: ServerConfig) -> socket.socket:
     """The bound, listening socket of the API; ConfigError says why an address cannot be had."""
     if config.uds:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        if Path(config.uds).is_socket():  # left by a server that was killed; never a file
-            os.unlink(config.uds)
         address: str | tuple[str, int] = config.uds
     else:
         family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
@@ -55,13 +54,26 @@ def listen(config: ServerConfig) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         address = (config.host, config.port)
     try:
+        if config.uds:
+            _clear(config.uds)
         sock.bind(address)
         sock.listen(2048)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter for a name that no host can have
         sock.close()
         where = config.uds or f"{config.host}:{config.port}"
-        raise ConfigError(f"cannot listen on {where}: {error.strerror}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"cannot listen on {where}: {reason}") from None
     return sock
+
+
+def _clear(path: str) -> None:
+    """Removes the socket that a killed server left; never a file, nor one that is listened on."""
+    if Path(path).is_socket():
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(path)
+            except ConnectionRefusedError:
+                os.unlink(path)
 
 
 def is_ready(sock: socket.socket) -> bool:
@@ -84,7 +96,7 @@ def is_ready(sock: socket.socket) -> bool:
 def ready_block(info: ModelInfo, server: ServerConfig, sock: socket.socket) -> str:
     """Address, what fits, and a request to paste."""
     if server.uds:
-        curl, url = f"curl --unix-socket {server.uds} ", "http://localhost"
+        curl, url = f"curl --unix-socket {shlex.quote(server.uds)} ", "http://localhost"
     else:
         host, port = sock.getsockname()[:2]
         host = f"[{host}]" if ":" in host else host

@@ -11,6 +11,10 @@ def _all_positive(sizes: list[int]) -> str | None:
     return None if min(sizes, default=1) >= 1 else "must be positive"
 
 
+def _threads(value: int) -> str | None:
+    return None if 1 <= value <= 1024 else "must be from 1 to 1024"
+
+
 @dataclass(frozen=True)
 class DeviceConfig:
     """Where the model runs and with which kernels."""
@@ -37,7 +41,7 @@ class DeviceConfig:
     )
     tensor_parallel_size: int = flag(1, "Not supported yet beyond 1.", check=positive, short="-tp")
     cpu_threads: int | None = flag(
-        None, "Threads of the CPU backend; default is the physical cores.", check=positive
+        None, "Threads of the CPU backend; default is the physical cores.", check=_threads
     )
 
     def __post_init__(self) -> None:

@@ -9,6 +9,8 @@ Python keywords.
 
 import dataclasses
 import re
+import types
+import typing
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -50,12 +52,46 @@ def flag_name(field_name: str) -> str:
     return "--" + field_name.replace("_", "-")
 
 
+_KINDS = {
+    int: "a whole number of 64 bits", float: "a number", bool: "true or false", str: "text",
+    list: "a list", dict: "a JSON object",
+}  # fmt: skip
+
+
+def _is(value: Any, kind: Any) -> bool:
+    origin, arms = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        return any(_is(value, arm) for arm in arms)
+    if origin is list:
+        return isinstance(value, list) and all(_is(item, arms[0]) for item in value)
+    if kind is int:
+        return type(value) is int and -(2**63) <= value < 2**63
+    if kind is float:
+        return type(value) in (int, float)
+    return isinstance(value, origin or kind)
+
+
+def _kind_name(kind: Any) -> str:
+    arms = [arm for arm in typing.get_args(kind) if arm is not types.NoneType]
+    if isinstance(kind, types.UnionType):
+        return _kind_name(arms[0])
+    name = _KINDS[typing.get_origin(kind) or kind]
+    return f"{name} of which each is {_KINDS[arms[0]]}" if name == "a list" else name
+
+
 def check_all(group: Any) -> None:
-    """Raises ConfigError for the first field of a config dataclass that its check refuses."""
+    """Raises ConfigError for the first field of a config dataclass whose value is of another type,
+    as it may be from Python, or that its check refuses."""
+    hints = typing.get_type_hints(type(group))
     for field in dataclasses.fields(group):
         info: FlagInfo | None = field.metadata.get("flag")
         value = getattr(group, field.name)
-        if info is None or value is None:
+        if info is None:
+            continue
+        if not _is(value, kind := hints[field.name]):
+            name = flag_name(field.name)
+            raise ConfigError(f"{name} must be {_kind_name(kind)}, got {value!r}")
+        if value is None:
             continue
         if info.choices and value not in info.choices:
             raise ConfigError(

@@ -2,17 +2,16 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """What a model's own files say about it."""
 
-import json
-import struct
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from llmserve.config import gguf, rope
 from llmserve.config.load import LoadConfig
-from llmserve.config.model import ModelConfig
-from llmserve.config.source import find_source, find_tokenizer, read_json
+from llmserve.config.model import SAMPLING_DEFAULTS, ModelConfig, sampling_defaults_complaint
+from llmserve.config.source import find_source, find_tokenizer, read_json, safetensors_header
 from llmserve.errors import ConfigError
+from llmserve.utils.guard import guarded
 from llmserve.utils.logger import get_logger
 
 logger = get_logger(__name__)
@@ -20,7 +19,6 @@ logger = get_logger(__name__)
 # Multimodal wrappers whose text model is served alone, and the class that serves it.
 _TEXT_MODELS = {"Gemma3ForConditionalGeneration": "Gemma3ForCausalLM"}
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float32"}
-_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens")
 
 
 @dataclass(frozen=True)
@@ -156,14 +154,11 @@ def _dtype(config: dict[str, Any], files: list[str]) -> str:
         return dtype
     if not files:
         return "float32"
-    try:
-        with open(files[0], "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(length, 100 << 20)))
-        kinds = [info["dtype"] for name, info in header.items() if name != "__metadata__"]
-        return _DTYPES[kinds[0]]
-    except (OSError, struct.error, ValueError, KeyError, IndexError, TypeError, AttributeError):
-        raise ConfigError(f"{files[0]} is not a readable safetensors file") from None
+    kind = next((info.get("dtype") for info in safetensors_header(files[0]).values()), None)
+    for name, dtype in _DTYPES.items():
+        if kind == name:
+            return dtype
+    raise ConfigError(f"{files[0]}: dtype {kind!r} is not supported")
 
 
 def _first_id(value: Any) -> int | None:
@@ -178,16 +173,32 @@ def _ids(value: Any) -> list[int]:
 def _eos_token_ids(own: dict[str, Any], config: dict[str, Any], tokenizer: Path) -> list[int]:
     """Of generation_config.json, config.json and the tokenizer's eos_token, in this order."""
     ids = _ids(own.get("eos_token_id")) + _ids(config.get("eos_token_id"))
-    settings = {} if tokenizer.is_file() else _optional(tokenizer / "tokenizer_config.json")
+    if tokenizer.is_dir():
+        ids += guarded(
+            lambda: _ids_of_eos_token(tokenizer),
+            lambda error: _refuse(tokenizer / "tokenizer_config.json", error),
+        )
+    return list(dict.fromkeys(ids))
+
+
+def _ids_of_eos_token(tokenizer: Path) -> list[int]:
+    settings = _optional(tokenizer / "tokenizer_config.json")
     eos = settings.get("eos_token")
     text = eos.get("content") if isinstance(eos, dict) else eos
-    if text is not None:
-        added = settings.get("added_tokens_decoder") or {
-            token["id"]: token
-            for token in _optional(tokenizer / "tokenizer.json").get("added_tokens", [])
-        }
-        ids += [int(id) for id, token in added.items() if token.get("content") == text]
-    return list(dict.fromkeys(ids))
+    if text is None:
+        return []
+    added = settings.get("added_tokens_decoder") or {
+        token["id"]: token
+        for token in _optional(tokenizer / "tokenizer.json").get("added_tokens", [])
+    }
+    return [int(id) for id, token in added.items() if token.get("content") == text]
+
+
+def _refuse(file: Path, error: Exception) -> NoReturn:
+    """A file that anybody may have written, of other types than it should have."""
+    if isinstance(error, ConfigError):
+        raise error
+    raise ConfigError(f"cannot read {file}: {type(error).__name__}: {error}") from None
 
 
 def _generation_defaults(model: ModelConfig, own: dict[str, Any]) -> dict[str, Any]:
@@ -195,12 +206,19 @@ def _generation_defaults(model: ModelConfig, own: dict[str, Any]) -> dict[str, A
         return {}
     if model.generation_config != "auto":
         own = read_json(Path(model.generation_config) / "generation_config.json")
-    return {name: own[name] for name in _DEFAULTS if own.get(name) is not None}
+    defaults = {name: own[name] for name in SAMPLING_DEFAULTS if own.get(name) is not None}
+    if complaint := sampling_defaults_complaint(defaults):
+        raise ConfigError(f"{model.model}: generation_config.json {complaint}")
+    return defaults
 
 
 def _chat_template(folder: Path) -> str | None:
     if not folder.is_dir():
         return None
+    return guarded(lambda: _read_template(folder), lambda error: _refuse(folder, error))
+
+
+def _read_template(folder: Path) -> str | None:
     if (path := folder / "chat_template.jinja").exists():
         return path.read_text(encoding="utf-8")
     for file in ("tokenizer_config.json", "chat_template.json"):

@@ -2,12 +2,28 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """Which model, and how its numbers are read."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from llmserve.config.flag import check_all, flag, size
 
 GRAMMAR_BACKENDS = ("auto", "xgrammar", "guidance")
+
+
+SAMPLING_DEFAULTS = (
+    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens",
+)  # fmt: skip
+
+
+def sampling_defaults_complaint(value: dict[str, Any]) -> str | None:
+    """What is wrong with sampling defaults, or None."""
+    for name, number in value.items():
+        if name not in SAMPLING_DEFAULTS:
+            return f"knows {', '.join(SAMPLING_DEFAULTS)}"
+        if type(number) not in (int, float) or not math.isfinite(number):
+            return f"{name} must be a number"
+    return None
 
 
 def _context(text: str) -> int:
@@ -59,7 +75,9 @@ class ModelConfig:
     generation_config: str = flag(
         "auto", "Sampling defaults: auto is the model's own, vllm is none, or a folder."
     )
-    override_generation_config: dict[str, Any] = flag({}, "JSON merged into the sampling defaults.")
+    override_generation_config: dict[str, Any] = flag(
+        {}, "JSON merged into the sampling defaults.", check=sampling_defaults_complaint
+    )
     seed: int = flag(0, "Seed of requests that bring none.")
     skip_tokenizer_init: bool = flag(False, "Token ids in, token ids out; no tokenizer is read.")
     max_logprobs: int = flag(20, "Most log-probabilities a request may ask for; -1 is no limit.")

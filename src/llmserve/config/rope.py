@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """Rope parameters and context length, out of the two forms that config.json has had."""
 
+import math
 from typing import Any
 
 from llmserve.errors import ConfigError
@@ -24,6 +25,7 @@ _THETA = 10_000.0
 # transformers' defaults, which published Gemma 3 configs leave out.
 _GEMMA_THETA = 1_000_000.0
 _GEMMA_LENGTH = 131_072
+_MAX_LENGTH = 1 << 30  # positions are int32
 _TRAINED_LENGTH = ("yarn", "longrope", "llama3")
 
 
@@ -61,11 +63,20 @@ def _one(config: dict[str, Any], given: dict[str, Any], theta: float) -> dict[st
         if trained is not None:
             rope["original_max_position_embeddings"] = trained
         rope.setdefault("original_max_position_embeddings", config.get("max_position_embeddings"))
-    if kind not in REQUIRED:
+    if not isinstance(kind, str) or kind not in REQUIRED:
         raise ConfigError(f"rope type {kind!r} is not supported (known: {', '.join(REQUIRED)})")
     for key in ("rope_theta", *REQUIRED[kind]):
         if rope.get(key) is None:
             raise ConfigError(f"config.json: rope type {kind!r} needs {key}")
+        if key.endswith("factor") and isinstance(rope[key], list):
+            numbers = rope[key]
+        else:
+            numbers = [rope[key]]
+        for number in numbers:
+            if type(number) not in (int, float) or not 0 < number < math.inf:
+                raise ConfigError(
+                    f"config.json: rope type {kind!r}: {key} must be positive, got {number!r}"
+                )
     partial = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
     if partial != 1.0:
         raise ConfigError(f"partial_rotary_factor {partial} is not supported")
@@ -83,10 +94,10 @@ def context_length(config: dict[str, Any]) -> int:
     if not isinstance(length, int) or length < 1:
         raise ConfigError(f"config.json: max_position_embeddings must be a count, got {length!r}")
     rope = config["rope_parameters"]
-    if "full_attention" in rope:
-        return length
-    if rope["rope_type"] in ("linear", "dynamic"):
-        return int(length * rope["factor"])
-    if rope["rope_type"] == "yarn":
-        return int(rope["original_max_position_embeddings"] * rope["factor"])
+    if rope.get("rope_type") in ("linear", "dynamic"):  # Gemma 3 has one for each kind of layer
+        length = int(length * rope["factor"])
+    if rope.get("rope_type") == "yarn":
+        length = int(rope["original_max_position_embeddings"] * rope["factor"])
+    if length > _MAX_LENGTH:
+        raise ConfigError(f"config.json: a context of {length} tokens is over {_MAX_LENGTH}")
     return length

@@ -4,6 +4,7 @@
 
 import json
 import re
+import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from llmserve.config.model import ModelConfig
 from llmserve.errors import ConfigError
 
 INDEX = "model.safetensors.index.json"
+_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _SETTINGS = ["*.json", "*.jinja", "*.txt", "tokenizer.model"]
 _SPLIT = re.compile(r"^(.*)-(\d{5})-of-(\d{5})\.gguf$")
 
@@ -106,6 +108,27 @@ def read_json(path: Path) -> Any:
     if not isinstance(value, dict):
         raise ConfigError(f"cannot read {path}: not a JSON object")
     return value
+
+
+def safetensors_header(path: str) -> dict[str, dict[str, Any]]:
+    """A weight file's tensors by name: dtype, shape (counts), data_offsets. ConfigError for a file
+    that is not one."""
+    try:
+        size = Path(path).stat().st_size
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > min(size, _MAX_HEADER_BYTES):
+                raise ValueError(f"a header of {length} bytes")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        for name, info in header.items():
+            if not all(type(count) is int and count >= 0 for count in info["shape"]):
+                raise ValueError(f"tensor {name} has shape {info['shape']}")
+        return dict(header)
+    except (
+        OSError, struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError,
+    ) as error:  # fmt: skip
+        raise ConfigError(f"{path} is not a readable safetensors file: {error}") from None
 
 
 def _gguf(path: Path, name: str, load: LoadConfig) -> Found:

@@ -17,6 +17,7 @@ from llmserve.utils.guard import guarded
 from llmserve.utils.token_bytes import token_bytes
 
 INLINE_CHARS = 2000  # below this a thread costs more than the encoding
+_MAX_VOCAB = 1 << 23  # tables are as long as the highest id
 _COMPOSITION = 4  # most code points that Unicode normalization makes one of; none of them is ASCII
 
 
@@ -37,6 +38,10 @@ class Tokenizer:
         self.eos_token = special_tokens.get("eos_token")
         vocab = backend.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocab.values(), default=-1) + 1
+        if self.vocab_size > _MAX_VOCAB:
+            raise ConfigError(
+                f"the tokenizer has token id {self.vocab_size - 1}, over {_MAX_VOCAB}"
+            )
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         steps = _steps(backend.decoder, "decoders")

@@ -10,9 +10,12 @@ Formulas: YaRN arXiv:2309.00071, LongRoPE arXiv:2402.13753; llama3 is Meta's Lla
 """
 
 import math
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+
+from llmserve.errors import ConfigError
+from llmserve.utils.guard import guarded
 
 
 def cos_sin_cache(
@@ -26,9 +29,16 @@ def cos_sin_cache(
 
     `rope` is one normalized set of rope parameters (config/rope.py).
     """
-    inv_freq, factor = inverse_frequencies(rope, head_dim, max_position_embeddings, max_model_len)
+    inv_freq, factor = guarded(
+        lambda: inverse_frequencies(rope, head_dim, max_position_embeddings, max_model_len),
+        lambda error: _refuse(rope, error),
+    )
     angles = torch.outer(torch.arange(max_model_len, dtype=torch.float32), inv_freq)
     return (torch.cat((angles.cos(), angles.sin()), -1) * factor).to(device)
+
+
+def _refuse(rope: dict[str, Any], error: Exception) -> NoReturn:
+    raise ConfigError(f"config.json: rope parameters {rope} cannot be used: {error}") from None
 
 
 def inverse_frequencies(

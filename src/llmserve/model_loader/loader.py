@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from llmserve.config.hf import ModelDescription
 from llmserve.config.load import LoadConfig
+from llmserve.errors import ConfigError
 from llmserve.layers.base import Build, Layer, Loadable
 from llmserve.model_loader import packed
 from llmserve.model_loader.dummy import fill_dummy
@@ -54,11 +55,20 @@ def load_model(
     """
     start = time.perf_counter()
     linear: Callable[[], LinearMethod] = QUANTIZATIONS.load("unquantized")
-    net = model_class(model, Build(dtype, device, linear, model.max_model_len))
-    if load.load_format == "dummy":
+    source = None if load.load_format == "dummy" else open_source(model)
+    if source is not None:  # shapes are compared before memory is taken for them
+        check(model_class(model, Build(dtype, torch.device("meta"), linear, 1)), source)
+    try:
+        net = model_class(model, Build(dtype, device, linear, model.max_model_len))
+    except RuntimeError as error:
+        if "allocate" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{model.source.name} does not fit into memory: {reason}") from None
+    if source is None:
         fill_dummy(net)
     else:
-        fill_from(net, open_source(model))
+        fill_from(net, source)
     net.weight_bytes = sum(param.nbytes for param in net.parameters())
     for module in net.modules():
         if isinstance(module, Layer):
@@ -78,13 +88,20 @@ def open_source(model: ModelDescription) -> WeightSource:
     return SafetensorsSource(model.source.files)
 
 
-def fill_from(net: Loadable, source: WeightSource) -> None:
-    """Checks all names and shapes, then copies."""
+def check(net: Loadable, source: WeightSource) -> tuple[list[packed.Part], dict[str, str]]:
+    """What the model wants, and our names to the source's. ConfigError where a name or a shape is
+    not as it should be."""
     wanted = packed.parts(net, net.PACKED)
     # A tied output projection is the embedding; some checkpoints save it twice.
     tied = () if any(part.name == "lm_head.weight" for part in wanted) else ("lm_head.weight",)
     names = packed.canonical_names(source.shapes, net.RENAME, tied)
     packed.check(wanted, names, source.shapes)
+    return wanted, names
+
+
+def fill_from(net: Loadable, source: WeightSource) -> None:
+    """Checks all names and shapes, then copies."""
+    wanted, names = check(net, source)
     threads = min(_MAX_THREADS, os.cpu_count() or 1)
     bar = tqdm(total=len(wanted), desc="Loading weights", unit="tensor", disable=None)
     with bar, ThreadPoolExecutor(threads) as pool:

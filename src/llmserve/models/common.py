@@ -28,6 +28,7 @@ PACKED = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
     "gate_up_proj": ("gate_proj", "up_proj"),
 }
+_MAX_LAYERS = 1000
 _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
@@ -47,6 +48,15 @@ class Fields:
         value = self._value(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigError(f"config.json: {key} must be a positive integer, got {value!r}")
+        return value
+
+    def num_layers(self, default: int | None = None) -> int:
+        """`num_hidden_layers`, which must be one that can be built."""
+        value = self.count("num_hidden_layers", default)
+        if value > _MAX_LAYERS:
+            raise ConfigError(
+                f"config.json: num_hidden_layers must be at most {_MAX_LAYERS}, got {value}"
+            )
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
@@ -76,7 +86,7 @@ class Fields:
     def activation(self, key: str, default: str) -> str:
         """The kernel's name of a gated activation."""
         value = self._value(key, default)
-        if value not in _ACTIVATIONS:
+        if not isinstance(value, str) or value not in _ACTIVATIONS:
             raise ConfigError(
                 f"config.json: {key} {value!r} is not supported (known: {', '.join(_ACTIVATIONS)})"
             )
@@ -88,7 +98,11 @@ class Fields:
         if types is None:
             return None
         known = ("full_attention", "sliding_attention")
-        if not isinstance(types, list) or len(types) < num_layers or set(types) - set(known):
+        if (
+            not isinstance(types, list)
+            or len(types) < num_layers
+            or not all(kind in known for kind in types)
+        ):
             raise ConfigError(
                 f"config.json: layer_types must have {num_layers} entries of {', '.join(known)}"
             )
@@ -276,14 +290,14 @@ def read_decoder(fields: Fields, **family: Any) -> DecoderConfig:
         "activation": fields.activation("hidden_act", "silu"),
         "tied": fields.flag("tie_word_embeddings", False),
         "scale": head_dim**-0.5,
-        "windows": (None,) * fields.count("num_hidden_layers"),
+        "windows": (None,) * fields.num_layers(),
     }
     return DecoderConfig(**common | family)
 
 
 def qwen_windows(fields: Fields) -> tuple[int | None, ...]:
     """Qwen2 and Qwen3: with `use_sliding_window`, the layers from `max_window_layers` on."""
-    num_layers = fields.count("num_hidden_layers")
+    num_layers = fields.num_layers()
     if not fields.flag("use_sliding_window", False):
         return (None,) * num_layers
     window, first = fields.window(), fields.config.get("max_window_layers", 28)

@@ -59,7 +59,7 @@ class Gemma3ForCausalLM(CausalLM):
         if fields.flag("use_bidirectional_attention", False):
             raise ConfigError("config.json: use_bidirectional_attention is not supported")
         # Defaults are transformers': the published configs leave them out.
-        num_layers = fields.count("num_hidden_layers", 26)
+        num_layers = fields.num_layers(26)
         window = fields.count("sliding_window", 4096)
         pattern = fields.count("sliding_window_pattern", 6)
         types = fields.layer_types(num_layers) or [

@@ -10,5 +10,5 @@ class MistralForCausalLM(PreNormForCausalLM):
 
     @staticmethod
     def read(fields: Fields) -> DecoderConfig:
-        windows = (fields.window(),) * fields.count("num_hidden_layers")
+        windows = (fields.window(),) * fields.num_layers()
         return read_decoder(fields, windows=windows)

@@ -95,10 +95,13 @@ def receive_start(fd: int, kind: type[T], sweep: Callable[[T], None] | None = No
     stream = channel.makefile("rb")
     length = int.from_bytes(stream.read(8), "little")
     bound = stream.read(1) == b"\1"
+    data = stream.read(length)
+    if not data or len(data) < length:  # the parent was ended before it had sent all of it
+        raise SystemExit(1)
     if bound and sweep is None and sys.platform == "linux":
         # Works where the watching thread does not: while we are stopped, or a call keeps the lock.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    message = msgspec.msgpack.decode(stream.read(length), type=kind)
+    message = msgspec.msgpack.decode(data, type=kind)
 
     def watch() -> None:
         stream.read(1)

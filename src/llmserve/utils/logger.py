@@ -15,11 +15,13 @@ from types import TracebackType
 from typing import Any
 
 from llmserve import envs
+from llmserve.errors import ConfigError
 
 _FORMAT = "%(levelname)s %(asctime)s [%(filename)s:%(lineno)d] %(message)s"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _MARKS = re.compile(r"[ ^~]+")  # under the failing part of a line
 _MOST_LINES = 18  # of a traceback
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _FOREIGN = ("asyncio", "py.warnings")  # libraries that log what we would want to see
 
 
@@ -65,6 +67,10 @@ class _JsonFormatter(_Formatter):
 
 def configure(process_name: str) -> None:
     """Sets up logging for this process; called once by each process's entry point."""
+    if envs.LOG_LEVEL not in _LEVELS:
+        raise ConfigError(
+            f"LLMSERVE_LOG_LEVEL must be one of {', '.join(_LEVELS)}, got {envs.LOG_LEVEL!r}"
+        )
     handler = logging.StreamHandler(sys.stderr)
     if envs.log_format() == "json":
         handler.setFormatter(_JsonFormatter(process_name))

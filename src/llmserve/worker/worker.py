@@ -175,11 +175,14 @@ class Worker:
 
     def _kv_bytes_available(self) -> int:
         asked = self.config.cache.kv_cache_memory_bytes
-        if asked is not None:
-            return asked
         if self.device.type == "cpu":
-            return cpu_kv_bytes(free_memory())
-        return self._profile()
+            free = free_memory()
+            if asked is not None and asked > free:
+                raise ConfigError(
+                    f"--kv-cache-memory-bytes {asked} is more than the {free} bytes that are free"
+                )
+            return asked or cpu_kv_bytes(free)
+        return asked or self._profile()
 
     def _profile(self) -> int:
         """What a step of the largest size leaves of the card's share that this process may use."""

@@ -80,3 +80,12 @@ async def test_failures() -> None:
 def test_target_knows_ports() -> None:
     assert Target.make("https://host", "/v1", None).port == 443
     assert Target.make("http://host", "/v1", None).port == 80
+
+
+def test_target_takes_a_base_with_v1_and_a_route_without_slash() -> None:
+    for base, route in (("http://h:1/v1", "/v1/completions"), ("http://h:1/", "v1/completions")):
+        assert Target.make(base, route, None).path == "/v1/completions"
+    assert Target.make("http://h:1/proxy/v1", "/v1/completions", None).path[:10] == "/proxy/v1/"
+    for wrong in ("http://[", "http://h:x", "h:1"):
+        with pytest.raises(ConfigError, match="--base-url must look like"):
+            Target.make(wrong, "/v1/completions", None)

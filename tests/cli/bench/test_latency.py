@@ -42,3 +42,10 @@ def test_rounds_and_json(
         "10", "25", "50", "75", "90", "99"
     }  # fmt: skip
     assert "Avg latency: " in capsys.readouterr().out
+
+
+def test_vocabulary_of_a_config_that_leaves_it_out(tmp_path: Path) -> None:
+    config = {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    flags = {"model": str(tmp_path), "load_format": "dummy", "skip_tokenizer_init": True}
+    assert latency.vocab_size(flags) == 262_208

@@ -124,3 +124,25 @@ def test_wrong_flags_are_refused_before_anything_is_sent(argv: list[str], messag
         with pytest.raises(ConfigError, match=message):
             run(server, *argv)
         assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--metadata", "foo"], "--metadata must look like KEY=VALUE, got 'foo'"),
+        (["--dataset-path", "x"], "--dataset-path needs --dataset-name custom"),
+        (["--goodput", "ttft:nan"], "--goodput must look like"),
+    ],
+    ids=["metadata", "path", "goodput"],
+)
+def test_options_without_effect_are_refused(argv: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message), fake_openai() as server:
+        run(server, *argv)
+
+
+def test_a_folder_that_cannot_be_is_said_before_the_load(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with fake_openai() as server:
+        with pytest.raises(NotADirectoryError):
+            run(server, "--save-result", "--result-dir", str(tmp_path / "file" / "x"))
+        assert server.requests == []

@@ -5,10 +5,9 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
-from llmserve.cli.client import error_message
-from llmserve.errors import ConfigError, LLMServeError
+from llmserve.cli.client import error_message, split_url
+from llmserve.errors import LLMServeError
 
 
 @dataclass(frozen=True)
@@ -25,14 +24,13 @@ class Target:
     @classmethod
     def make(cls, base_url: str, endpoint: str, api_key: str | None) -> "Target":
         """From `http://host:port` and `/v1/completions`."""
-        parts = urlsplit(base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"--base-url must look like http://127.0.0.1:8000, got {base_url!r}")
+        parts, host, port = split_url(base_url, "--base-url")
         tls = parts.scheme == "https"
         key = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
         return cls(
-            parts.hostname, parts.port or (443 if tls else 80),
-            parts.path.rstrip("/") + endpoint, parts.netloc.rpartition("@")[2], tls, key,
+            host, port,
+            parts.path.rstrip("/").removesuffix("/v1") + "/" + endpoint.lstrip("/"),
+            parts.netloc.rpartition("@")[2], tls, key,
         )  # fmt: skip
 
 

@@ -20,6 +20,8 @@ from llmserve.config.hf import describe
 from llmserve.core.sampling_params import SamplingParams
 from llmserve.frontend.input_processor import TokensPrompt
 from llmserve.frontend.llm import LLM
+from llmserve.models.common import Fields
+from llmserve.models.registry import MODELS
 
 PERCENTILES = (10, 25, 50, 75, 90, 99)
 
@@ -54,7 +56,9 @@ def random_prompts(vocab_size: int, lengths: list[int], seed: int) -> list[Token
 def vocab_size(flags: dict[str, Any]) -> int:
     """The model's vocabulary, from its config alone."""
     config = EngineConfig.from_flags(**flags)
-    return int(describe(config.model, config.load).hf_config["vocab_size"])
+    description = describe(config.model, config.load)
+    decoder = MODELS.load(description.architecture).read(Fields(description.hf_config))
+    return int(decoder.vocab_size)
 
 
 def run(argv: list[str]) -> int:

@@ -82,6 +82,10 @@ class ServeBench:
         check_all(self)
         if self.dataset_name == "custom" and not self.dataset_path:
             raise ConfigError("--dataset-name custom needs --dataset-path")
+        if self.dataset_name == "random" and self.dataset_path:
+            raise ConfigError("--dataset-path needs --dataset-name custom")
+        if wrong := [word for word in self.metadata if "=" not in word]:
+            raise ConfigError(f"--metadata must look like KEY=VALUE, got {wrong[0]!r}")
 
     @property
     def metrics(self) -> list[str]:
@@ -111,7 +115,7 @@ class ServeBench:
             limits = {k: float(v) for k, _, v in (word.partition(":") for word in self.goodput)}
         except ValueError:
             limits = {"": 0.0}
-        if not limits.keys() <= {"ttft", "tpot", "e2el"}:
+        if not limits.keys() <= {"ttft", "tpot", "e2el"} or any(v != v for v in limits.values()):
             raise ConfigError(f"--goodput must look like ttft:200 tpot:50, got {self.goodput}")
         return limits
 
@@ -278,7 +282,7 @@ def save(options: ServeBench, model: str, summary: dict[str, Any], results: list
         "burstiness": options.burstiness,
         "max_concurrency": options.max_concurrency,
     }
-    record |= dict(word.split("=", 1) for word in options.metadata if "=" in word) | summary
+    record |= dict(word.split("=", 1) for word in options.metadata) | summary
     if options.save_detailed:
         record |= details(results)
     name = options.result_filename or (
@@ -300,9 +304,11 @@ def run(argv: list[str]) -> int:
     metrics, percentiles, limits = options.metrics, options.percentiles, options.limits
     base_url = options.base_url or f"http://{options.host}:{options.port}"
     key = options.api_key or envs.API_KEY
-    client = Client(base_url, key)
-    model = wait_ready(options, client)
     target = Target.make(base_url, options.endpoint or _ENDPOINTS[options.backend], key)
+    client = Client(base_url, key)
+    if options.save_result or options.save_detailed:  # what cannot be made is said first
+        Path(options.result_dir).mkdir(parents=True, exist_ok=True)
+    model = wait_ready(options, client)
     bodies = [request_body(options, model, s) for s in samples(options, client, model)]
 
     async def measure() -> tuple[list[Result], float]:
