@@ -161,6 +161,18 @@ CASES: dict[str, tuple[Change, str]] = {
     ),
     "shape_of_nan": (lambda f: header(f, nan_shape), "has shape"),
     "token_id_of_2_30": (lambda f: far_token(f), "token id 1073741824"),
+    "hidden_size_of_2_63": (settings("config.json", hidden_size=2**63), "hidden_size must be"),
+    "architecture_of_an_object": (
+        settings("config.json", architectures=[{}], text_config={}), "not supported|unknown"
+    ),
+    "rope_of_a_layer_type_of_a_list": (
+        settings("config.json", model_type="gemma3_text", rope_parameters={"full_attention": [1]}),
+        "rope_parameters of a layer type must be an object",
+    ),
+    "added_tokens_of_a_number": (
+        settings("tokenizer_config.json", added_tokens_decoder=5, eos_token=None),
+        "tokenizer_config.json cannot be read",
+    ),
     "deep_config": (
         lambda f: (f / "config.json").write_text('{"a":' * 100_000 + "1" + "}" * 100_000) and None,
         "cannot read .*config.json",

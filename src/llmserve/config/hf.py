@@ -115,7 +115,7 @@ def _text_config(config: dict[str, Any], name: str) -> dict[str, Any]:
         return config
     flat = {key: value for key, value in config.items() if not key.endswith("_config")} | text
     wrapper = config.get("architectures")
-    if isinstance(wrapper, list) and wrapper and wrapper[0] in _TEXT_MODELS:
+    if isinstance(wrapper, list) and wrapper and str(wrapper[0]) in _TEXT_MODELS:
         logger.info("%s is multimodal; its text model alone is served", name)
         wrapper = [_TEXT_MODELS[wrapper[0]]]
     return flat | {"architectures": wrapper}

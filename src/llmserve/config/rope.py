@@ -40,12 +40,13 @@ def normalize(config: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(given, dict) or not isinstance(scaling, dict):
         raise ConfigError("config.json: rope_parameters and rope_scaling must be objects")
     if config.get("model_type") == "gemma3_text":
-        full = (given.get("full_attention") or {}) | scaling
-        sliding = given.get("sliding_attention") or {}
+        full, sliding = given.get("full_attention") or {}, given.get("sliding_attention") or {}
+        if not isinstance(full, dict) or not isinstance(sliding, dict):
+            raise ConfigError("config.json: rope_parameters of a layer type must be an object")
         theta = config.get("rope_theta", _GEMMA_THETA)
         local = config.get("rope_local_base_freq", _THETA)
         return {
-            "full_attention": _one(config, full, theta),
+            "full_attention": _one(config, full | scaling, theta),
             "sliding_attention": _one(config, sliding, local),
         }
     theta = given.get("rope_theta") or config.get("rope_theta") or _THETA

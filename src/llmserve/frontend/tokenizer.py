@@ -128,7 +128,10 @@ def load_tokenizer(path: str) -> Tokenizer:
         raise ConfigError(f"{path} has no tokenizer.json; other tokenizer files are not supported")
     backend = guarded(lambda: Backend.from_file(str(file)), lambda error: _refuse(file, error))
     config = _read_json(folder / "tokenizer_config.json")
-    _add_missing_tokens(backend, config.get("added_tokens_decoder", {}))
+    guarded(
+        lambda: _add_missing_tokens(backend, config.get("added_tokens_decoder") or {}),
+        lambda error: _refuse(folder / "tokenizer_config.json", error),
+    )
     special: dict[str, str] = {}
     for source in (_read_json(folder / "special_tokens_map.json"), config):
         for name, value in source.items():
@@ -148,9 +151,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+        value = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} cannot be read: not a JSON object")
     return value
 
 

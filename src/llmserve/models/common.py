@@ -44,9 +44,9 @@ class Fields:
         self.config = config
 
     def count(self, key: str, default: int | None = None) -> int:
-        """An integer of at least 1; required where there is no default."""
+        """An integer of at least 1 that fits int32; required where there is no default."""
         value = self._value(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
             raise ConfigError(f"config.json: {key} must be a positive integer, got {value!r}")
         return value
 
