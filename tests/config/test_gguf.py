@@ -206,3 +206,12 @@ def test_sampling_defaults() -> None:
 def test_dtype(tmp_path: Path, quant: str, name: str) -> None:
     path = write_tiny_gguf(tmp_path / "m.gguf", "llama", quant=quant)
     assert dtype(read_header([str(path)])) == name
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("tokens", -1), ("eos_token_id", "x"), ("eot_token_id", [1])],
+    ids=["tokens", "eos", "eot"],
+)  # fmt: skip
+def test_token_ids_of_another_kind_are_refused(key: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"tokenizer.ggml.{key}"):
+        eos_token_ids({f"tokenizer.ggml.{key}": value})

@@ -124,7 +124,7 @@ CASES: dict[str, tuple[Change, str]] = {
     "vocabulary_of_2_30": (
         settings("config.json", vocab_size=2**30), "embed_tokens.weight has shape"
     ),
-    "layers_without_end": (settings("config.json", num_hidden_layers=10**12), "at most 1000"),
+    "layers_without_end": (settings("config.json", num_hidden_layers=10**9), "at most 1000"),
     "context_without_end": (
         settings("config.json", max_position_embeddings=10**15), "a context of 10{15} tokens"
     ),

@@ -41,6 +41,12 @@ def test_facts_tell_which_kernels_a_cpu_has(monkeypatch: pytest.MonkeyPatch) -> 
     assert library_id() == "cpu_decode-1f"
 
 
+def test_kv_bytes_beyond_the_free_memory_are_refused() -> None:
+    worker = Worker(tiny_config(kv_cache_memory_bytes=100 << 40), describe_tiny())
+    with pytest.raises(ConfigError, match="--kv-cache-memory-bytes 109951162777600 is more than"):
+        worker.load()
+
+
 def test_kv_bytes_without_a_flag() -> None:
     """A quarter of the free memory, 4 GiB at most."""
     worker = Worker(tiny_config(kv_cache_memory_bytes=None), describe_tiny())

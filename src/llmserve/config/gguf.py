@@ -259,10 +259,20 @@ def _rope_scaling(header: GGUFHeader, arch: str) -> dict[str, Any]:
     return scaling
 
 
+def token_id(meta: dict[str, Any], kind: str) -> int | None:
+    """The id of a special token: "bos", "eos" and so on."""
+    value = meta.get(f"tokenizer.ggml.{kind}_token_id")
+    if value is not None and (type(value) is not int or value < 0):
+        raise ConfigError(f"GGUF metadata tokenizer.ggml.{kind}_token_id is no id: {value!r}")
+    return value
+
+
 def eos_token_ids(meta: dict[str, Any]) -> list[int]:
     """Tokens that end a turn: those named by id, and the well-known ones named only by text."""
     tokens = meta.get("tokenizer.ggml.tokens", [])
-    named = [meta.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")]
+    if not isinstance(tokens, list):
+        raise ConfigError(f"GGUF metadata tokenizer.ggml.tokens must be a list, got {tokens!r}")
+    named = [token_id(meta, kind) for kind in ("eos", "eot", "eom")]
     by_text = [tokens.index(text) for text in _END_OF_TURN if text in tokens]
     return list(dict.fromkeys(id for id in named + by_text if id is not None))
 

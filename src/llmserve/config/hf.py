@@ -101,7 +101,7 @@ def _describe_gguf(source: ModelSource, model: ModelConfig, load: LoadConfig) ->
         dtype=gguf.dtype(header),
         max_model_len=rope.context_length(config),
         eos_token_ids=gguf.eos_token_ids(meta),
-        bos_token_id=meta.get("tokenizer.ggml.bos_token_id"),
+        bos_token_id=gguf.token_id(meta, "bos"),
         generation_defaults=_generation_defaults(model, own),
         tokenizer=tokenizer,
         chat_template=_chat_template(Path(tokenizer)) or meta.get("tokenizer.chat_template"),
