@@ -11,13 +11,26 @@ import jsonschema
 import numpy as np
 import pytest
 
-from llmserve.structured_output.closing import ESCAPED, IN, OUT, Closing, Way
+from llmserve.parsers.call_grammar import forced_calls, free_calls
+from llmserve.parsers.registry import TOOL_PARSERS
+from llmserve.structured_output.base import CompiledGrammar
+from llmserve.structured_output.closing import Closing, Way
 from tests.helpers.grammar import BYTES, EOS, WORDS, allowed, grammar, random_schema
 
 TREE = {
     "type": "object",
     "properties": {"name": {"type": "string"}, "of": {"type": "array", "items": {"$ref": "#"}}},
     "required": ["name", "of"],
+}
+LONG = {  # what is optional takes many times what is not
+    "type": "object",
+    "properties": {
+        "id": {"type": "integer"},
+        "note": {"type": "string", "minLength": 40},
+        "tags": {"type": "array", "items": {"const": "a tag of some thirty characters"}},
+        "either": {"enum": ["x", "a word that is much longer than the other"]},
+    },
+    "required": ["id", "tags"],
 }
 
 
@@ -28,10 +41,11 @@ def _closing() -> Closing:
     return Closing(BYTES, end)
 
 
-def _write(schema: Any, total: int, rng: random.Random, engine: str = "auto") -> bytes | None:
+def _write(grammar: CompiledGrammar, total: int, rng: random.Random) -> bytes | None:
     """By someone who opens what can be opened and writes on; None if it does not end."""
-    matcher = grammar(engine, json=schema, disable_any_whitespace=True).start()
-    way, words, out = Way(_closing(), total), np.zeros(WORDS, np.int32), bytearray()
+    matcher = grammar.start()
+    way, words = Way(_closing(), matcher.fork(), total), np.zeros(WORDS, np.int32)
+    out = bytearray()
     for left in range(total, 0, -1):
         if matcher.ended():
             return bytes(out)
@@ -56,12 +70,13 @@ def _write(schema: Any, total: int, rng: random.Random, engine: str = "auto") ->
 
 @pytest.mark.parametrize("engine", ["auto", "guidance"])
 @pytest.mark.parametrize(
-    "schema", [{"type": "object"}, {"type": "string"}, {"type": "number"}, TREE, {}]
+    "schema", [{"type": "object"}, {"type": "string"}, {"type": "number"}, TREE, LONG, {}]
 )
 def test_it_ends_in_time(schema: Any, engine: str) -> None:
     rng = random.Random()
-    for total in (100, 300):
-        text = _write(schema, total, rng, engine)
+    bound = grammar(engine, json=schema, disable_any_whitespace=True)
+    for total in (100, 200, 300):
+        text = _write(bound, total, rng)
         assert text is not None and len(text) <= total
         jsonschema.validate(json.loads(text), schema)
         assert len(text) > total // 3 or schema == {}  # and not before it has to
@@ -71,23 +86,44 @@ def test_random_schemas_end_in_time() -> None:
     rng, ended = random.Random(), 0
     for index in range(40):
         schema = random_schema(rng, index % 4)
-        text = _write(schema, 300, rng)
+        text = _write(grammar(json=schema, disable_any_whitespace=True), 300, rng)
         ended += text is not None
         assert text is None or jsonschema.Draft202012Validator(schema).is_valid(json.loads(text))
-    assert ended >= 36
+    assert ended >= 39
+
+
+def test_no_call_is_begun_that_cannot_end() -> None:
+    """Nor is whitespace written without end: a call takes 60 to 350 tokens here."""
+    tools = {"f": TREE, "a_function_with_a_long_name": LONG}
+    envelope = TOOL_PARSERS.load("hermes").envelope
+    assert envelope is not None
+    bound = grammar(structural_tag={"format": forced_calls(envelope, tools, None, True)})
+    rng = random.Random()
+    for total in (150, 300, 600, 600):
+        text = _write(bound, total, rng)
+        assert text is not None and text.count(b"<tool_call>") == text.count(b"</tool_call>") > 0
+
+
+def test_text_that_is_no_json_is_cut_where_it_is() -> None:
+    envelope = TOOL_PARSERS.load("hermes").envelope
+    assert envelope is not None
+    tag = free_calls(envelope, "<tool_call>", {"f": TREE}, None, True)
+    matcher, words = grammar(structural_tag={"format": tag}).start(), np.zeros(WORDS, np.int32)
+    way = Way(_closing(), matcher.fork(), 20)
+    for left, byte in zip(range(20, 0, -1), b'it said: "no end yet', strict=True):
+        matcher.fill(words)
+        before = words.copy()
+        way.narrow(matcher, words, left)
+        assert (words == before).all()
+        assert matcher.accept(byte)
+        way.took(byte)
 
 
 def test_what_cannot_end_is_left_alone() -> None:
     matcher = grammar(json={"type": "string", "minLength": 100}).start()
+    assert matcher.accept(ord('"'))
     words = np.zeros(WORDS, np.int32)
     matcher.fill(words)
     before = words.copy()
-    Way(_closing(), 50).narrow(matcher, words, 50)
+    Way(_closing(), matcher.fork(), 50).narrow(matcher, words, 50)
     assert (words == before).all()
-
-
-def test_after() -> None:
-    place = OUT
-    for char, then in zip(rb'{"a\"b":', [OUT, IN, IN, ESCAPED, IN, IN, OUT, OUT], strict=True):
-        place = _closing().after(place, char)
-        assert place == then

@@ -177,7 +177,7 @@ class GrammarManager:
             if params.grammar.kind in ("json", "structural_tag"):
                 if self._closing is None:
                     self._closing = Closing(vocabulary, self._only_end)
-                walk.way = Way(self._closing, left)
+                walk.way = Way(self._closing, walk.matcher.fork(), left)
         return walk.way
 
     def advance(

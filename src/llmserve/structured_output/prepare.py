@@ -17,7 +17,7 @@ from llmserve.errors import GrammarError, RequestError
 from llmserve.structured_output.known import known_document
 from llmserve.structured_output.normal_form import dump
 from llmserve.structured_output.regex import ascii_classes
-from llmserve.structured_output.schema import Normalizer
+from llmserve.structured_output.schema import MAX_WHITESPACE, Normalizer
 
 T = TypeVar("T")
 _TAG_FIELDS = ("begin", "schema", "end")
@@ -93,7 +93,7 @@ def _of_tag(params: StructuredOutputsParams, value: Any, backend: str) -> Gramma
             normalizer = _normalizer(params, part["json_schema"])
             schema = _named(params, normalizer.run)
             ignored.extend(normalizer.ignored + _weakened(params, normalizer))
-            return part | {"json_schema": schema}
+            return part | {"json_schema": schema, "max_whitespace_cnt": MAX_WHITESPACE}
         return {key: normalize(item) for key, item in part.items()}
 
     if backend == "guidance":
