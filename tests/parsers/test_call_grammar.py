@@ -3,15 +3,22 @@
 """What grammars make a model write is what its parser reads."""
 
 import json
+import random
 from typing import Any
 
+import jsonschema
 import pytest
 
 from llmserve.parsers.call_grammar import forced_calls, free_calls
 from llmserve.parsers.registry import REASONING_PARSERS, TOOL_PARSERS
+from tests.helpers.grammar import grammar, walk
 from tests.helpers.parsers import Output, Parsed, loaded
 
-CHANNELS = ("openai",)  # whose messages say what is text
+CHANNELS = (
+    "openai",
+    "kimi_k3",
+    "xlam",
+)  # or which have no marker  # whose messages say what is text
 NAMES = [name for name in TOOL_PARSERS if TOOL_PARSERS.load(name).envelope is not None]
 SCHEMA = {"type": "object", "properties": {"s": {"type": "string"}, "i": {"type": "integer"}}}
 VALUES = {"s": 'é "<x', "i": 5}
@@ -21,6 +28,11 @@ WRITTEN = {
     "minimax_xml": '<parameter name="s">{s}</parameter>\n<parameter name="i">{i}</parameter>\n',
     "deepseek_xml": '<｜DSML｜parameter name="s" string="true">{s}</｜DSML｜parameter>\n'
     '<｜DSML｜parameter name="i" string="false">{i}</｜DSML｜parameter>\n',
+    "deepseek_v4_1_xml": '<｜DSML｜ parameter name="s" string="true">{s}</｜DSML｜ parameter>\n'
+    '<｜DSML｜ parameter name="i" string="false">{i}</｜DSML｜ parameter>\n',
+    "minimax_m3_xml": "]<]minimax[>[<s>{s}]<]minimax[>[</s>\n]<]minimax[>[<i>{i}]<]minimax[>[</i>",
+    "kimi_k3_xml": '<|open|>argument key="s" type="string"<|sep|>{s}<|close|>argument<|sep|>'
+    '<|open|>argument key="i" type="integer"<|sep|>{i}<|close|>argument<|sep|>',
     "glm_xml": "<arg_key>s</arg_key>\n<arg_value>{s}</arg_value>\n<arg_key>i</arg_key>\n"
     "<arg_value>{i}</arg_value>\n",
 }
@@ -42,6 +54,8 @@ def sentences(part: dict[str, Any]) -> str:
             return "hm"
         case "optional":
             return sentences(part["content"])
+        case "or":
+            return sentences(part["elements"][-1])
         case "sequence":
             return "".join(map(sentences, part["elements"]))
         case "tag":
@@ -70,6 +84,38 @@ def test_the_parser_reads_what_is_forced(name: str, parallel: bool) -> None:
     several = parallel and not TOOL_PARSERS.load(name).envelope.single
     wanted = [("f", VALUES), ("g-2", VALUES)][: 1 + several]
     assert (found.content, found.reasoning, loaded(found)) == ("", "", wanted)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_parser_reads_what_a_grammar_makes(name: str) -> None:
+    """Random texts of the compiled grammar, whose strings hold much that looks like markers."""
+    parser, schemas = TOOL_PARSERS.load(name), {"f": SCHEMA, "g-2": {}}
+    bound = grammar(structural_tag={"format": forced_calls(parser.envelope, schemas, None, True)})
+    rng, texts = random.Random(), list[bytes]()
+    for _ in range(20):
+        text = walk(bound, rng, 3_000)
+        if text is not None:
+            texts.append(text)
+            found = Output(name, tools=schemas).parse(text.decode())
+            assert (found.content, found.reasoning) == ("", "") and found.calls, text
+            for called, value in loaded(found):
+                jsonschema.validate(value, schemas[called])
+    assert texts
+
+
+def test_an_answer_comes_before_the_calls_of_kimi_k3() -> None:
+    for prompt in ("<|open|>think<|sep|>", "<|open|>response<|sep|>"):
+        thought = REASONING_PARSERS.load("kimi_k3")(prompt, False).thought
+        envelope = TOOL_PARSERS.load("kimi_k3").envelope
+        text = sentences(forced_calls(envelope, {"f": SCHEMA}, thought, False))
+        found = Output("kimi_k3", "kimi_k3", {"f": SCHEMA}, prompt).check_law(text)
+        thinks = "think" in prompt
+        assert (found.content, found.reasoning) == ("", "hm" if thinks else "")
+        assert loaded(found) == [("f", VALUES)]
+        assert text.count("<|open|>response<|sep|>") == thinks
+        assert text.count("<|close|>response<|sep|>") == 1
+        free = free_calls(envelope, "", {"f": SCHEMA}, thought, True)
+        assert sentences(free).endswith("hm") if thinks else free["triggers"]
 
 
 @pytest.mark.parametrize("prompt", ["<|assistant|>", "<|assistant|><think>\n"])

@@ -56,6 +56,10 @@ def names(template: str, architecture: str = "X", **flags: str) -> tuple[str | N
         ("<start_function_call>", ("FunctionGemma", None)),
         ("<|START_ACTION|> <|START_THINKING|>", ("CohereCommand3", "Cohere")),
         ("<|tools_prefix|>", ("Apertus", None)),
+        ("]<]minimax[>[ <mm:think>", ("MinimaxM3", "MinimaxM3")),
+        ("<tool_calls> <tool_call> <tool_sep> <arg_key> <think>", ("HyV3", "Think")),
+        ("<|open|> <|close|> <|sep|>", ("KimiK3", "KimiK3")),
+        ('[{"name": "tool_call_name", "arguments": {"arg1": "value1"}}, ...', ("Xlam", None)),
         ("<steptml:invoke <think>", ("Step3", "Think")),
         ("<|action_start|>", ("Internlm", None)),
         ("<tool_calls>", ("Jamba", None)),
@@ -152,6 +156,10 @@ OPEN = {  # a call up to where a long text stands in its arguments
     "glm45": "<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>",
     "kimi_k2": "<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0"
     "<|tool_call_argument_begin|>{" + _JSON,
+    "kimi_k3": '<|open|>tools<|sep|><|open|>call tool="f" index="1"<|sep|>'
+    '<|open|>argument key="a" type="string"<|sep|>',
+    "hy_v3": "<tool_calls>\n<tool_call>f<tool_sep>\n<arg_key>a</arg_key>\n<arg_value>",
+    "minimax_m3": ']<]minimax[>[<tool_call>]<]minimax[>[<invoke name="f">]<]minimax[>[<a>',
     "minimax_m2": '<minimax:tool_call><invoke name="f"><parameter name="a">',
     "gemma4": '<|tool_call>call:f{a:<|"|>',
     "granite": '<|tool_call|>[{"name": "f", "arguments": {' + _JSON,
@@ -166,6 +174,7 @@ OPEN = {  # a call up to where a long text stands in its arguments
     "jamba": '<tool_calls>[{"name": "f", "arguments": {' + _JSON,
     "cohere_command3": '<|START_ACTION|>[{"tool_name": "f", "parameters": {' + _JSON,
     "apertus": '<|tools_prefix|>[{"f": {' + _JSON,
+    "xlam": '[{"name": "f", "arguments": {' + _JSON,
     "step3": "<｜tool_call_begin｜>function<｜tool_sep｜>"
     '<steptml:invoke name="f"><steptml:parameter name="a">',
 }
@@ -173,6 +182,7 @@ OPEN = {  # a call up to where a long text stands in its arguments
 _ALIKE = {
     "longcat", "lfm2", "olmo3", "mistral_array", "seed_oss", "deepseek_v4", "deepseek_v41",
     "functiongemma", "granite-20b-fc", "phi4_mini_json", "internlm", "jamba", "cohere_command3",
+    "hy_v3", "xlam",
 }  # fmt: skip
 HELD = '<tool_call>{"arguments": {"a": "'  # the name may follow: nothing is certain yet
 TEXTS = [(name, "", OPEN[name], "word </x ") for name in OPEN if name not in _ALIKE]
@@ -189,7 +199,7 @@ def test_arguments_stream(name: str) -> None:
     """Or, where a format needs a call's end to understand it, come whole."""
     parser = Output(name, tools={"f": {}}).parser()
     parts = parser.feed(OPEN[name] + "word " * 20)
-    held = name in ("pythonic", "lfm2", "olmo3", "gemma4", "functiongemma")
+    held = name in ("pythonic", "lfm2", "olmo3", "gemma4", "functiongemma", "minimax_m3")
     text = "".join(part.text for part in parts if part.kind == "arguments")
     assert ("word word" in text) != held
 

@@ -34,6 +34,7 @@ class Envelope(NamedTuple):
 
     `{name}` in `begin` is the tool. `style` is that of the arguments. Where `numbered` is set,
     digits and that text follow on `begin`. One that is `single` ends the output with its call.
+    What is `answered` stands behind the answer, which stays empty.
     """
 
     begin: str
@@ -44,6 +45,7 @@ class Envelope(NamedTuple):
     after: str = ""
     numbered: str = ""
     single: bool = False
+    answered: bool = False
 
     @property
     def literals(self) -> Style | None:
@@ -57,6 +59,8 @@ class Envelope(NamedTuple):
             "json_schema": dict(schema) or {"type": "object"},
             "style": self.style,
         }
+        if self.style == "minimax_m3_xml" and not schema:
+            content = _ANY_TEXT  # its elements need names
         if self.literals is not None:
             content = {"type": "grammar", "grammar": literal_grammar(schema, self.literals)}
         if self.numbered:
@@ -75,7 +79,7 @@ def forced_calls(
 
     `thought` is reasoning that may come first; one without an opener must.
     """
-    return _after(thought, _section(envelope, schemas, parallel))
+    return _after(thought, _section(envelope, schemas, parallel, thought))
 
 
 def calls_or(
@@ -89,7 +93,7 @@ def calls_or(
     if thought is not None and thought.answer:
         answer = _sequence(_text(thought.answer), answer)
     if envelope is not None:
-        calls = _section(envelope, schemas, parallel)
+        calls = _section(envelope, schemas, parallel, thought)
         answer = {"type": "or", "elements": [calls, answer]}
     return _after(thought, answer)
 
@@ -131,11 +135,14 @@ def _after(thought: Thought | None, rest: Format) -> Format:
     return _sequence(reasoning, _SPACE, rest)
 
 
-def _section(envelope: Envelope, schemas: Schemas, parallel: bool) -> Format:
+def _section(
+    envelope: Envelope, schemas: Schemas, parallel: bool, thought: Thought | None
+) -> Format:
     calls = _calls(envelope, schemas, parallel)
     if not envelope.before:
         return calls
-    return _sequence(_text(envelope.before), calls, _text(envelope.after))
+    answer = thought.answer if thought is not None and envelope.answered else ""
+    return _sequence(_text(answer + envelope.before), calls, _text(envelope.after))
 
 
 def _calls(envelope: Envelope, schemas: Schemas, parallel: bool) -> Format:

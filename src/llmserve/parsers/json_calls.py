@@ -14,19 +14,19 @@ from llmserve.parsers.reader import Markers, Reader, Step
 class JsonCalls(ToolParser):
     """Objects between an opener and, where the format has one, `closer`.
 
-    With `starts_bare` an object at the very start of the output needs no opener.
+    At the very start of the output what begins with a character of `bare` needs no opener.
     """
 
     closer: ClassVar[str] = ""
     keys: ClassVar[tuple[str, ...]] = ("arguments", "parameters")
-    starts_bare: ClassVar[bool] = False
+    bare: ClassVar[str] = ""
 
     def run(self, reader: Reader) -> Step[None]:
         """See ToolParser."""
-        if self.starts_bare:
+        if self.bare:
             reader.record("")
             yield from reader.space()
-            if (yield from reader.peek()) == "{":
+            if (yield from reader.peek()) in tuple(self.bare):
                 yield from self.read_body(reader, bare=True)
             reader.rollback()
         while (yield from self.next_opener(reader)):

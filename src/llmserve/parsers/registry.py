@@ -27,8 +27,11 @@ TOOL_PARSERS = Registry(
         "qwen3_coder": "llmserve.parsers.tool.qwen3_coder:Qwen3Coder",
         "seed_oss": "llmserve.parsers.tool.qwen3_coder:SeedOss",
         "glm45": "llmserve.parsers.tool.glm:Glm",
+        "hy_v3": "llmserve.parsers.tool.glm:HyV3",
         "kimi_k2": "llmserve.parsers.tool.kimi_k2:KimiK2",
+        "kimi_k3": "llmserve.parsers.tool.kimi_k3:KimiK3",
         "minimax_m2": "llmserve.parsers.tool.minimax_m2:MinimaxM2",
+        "minimax_m3": "llmserve.parsers.tool.minimax_m3:MinimaxM3",
         "gemma4": "llmserve.parsers.tool.gemma4:Gemma4",
         "functiongemma": "llmserve.parsers.tool.gemma4:FunctionGemma",
         "granite": "llmserve.parsers.tool.granite:Granite",
@@ -38,6 +41,7 @@ TOOL_PARSERS = Registry(
         "jamba": "llmserve.parsers.tool.json_marked:Jamba",
         "cohere_command3": "llmserve.parsers.tool.json_marked:CohereCommand3",
         "apertus": "llmserve.parsers.tool.apertus:Apertus",
+        "xlam": "llmserve.parsers.tool.xlam:Xlam",
         "step3": "llmserve.parsers.tool.step3:Step3",
     },
 )
@@ -48,6 +52,7 @@ REASONING_PARSERS = Registry(
         "deepseek_r1": "llmserve.parsers.reasoning.think:ThinkUnopened",
         "seed_oss": "llmserve.parsers.reasoning.think:SeedOss",
         "minimax_m3": "llmserve.parsers.reasoning.think:MinimaxM3",
+        "kimi_k3": "llmserve.parsers.reasoning.kimi_k3:KimiK3",
         "mistral": "llmserve.parsers.reasoning.think:Mistral",
         "gemma4": "llmserve.parsers.reasoning.think:Gemma4",
         "cohere_command3": "llmserve.parsers.reasoning.think:Cohere",
@@ -62,13 +67,13 @@ TOOL_ALIASES = {
     "deepseekv4": "deepseek_v4", "hunyuan_a13b": "jamba", "gpt-oss": "openai",
     "qwen3_xml": "qwen3_coder", "mimo": "qwen3_coder", "nemotron_v3": "qwen3_coder",
     "step3p5": "qwen3_coder", "glm": "glm45", "glm47": "glm45", "ling3": "glm45",
-    "minimax-m2": "minimax_m2",
+    "minimax-m2": "minimax_m2", "minimax-m3": "minimax_m3",
 }  # fmt: skip
 REASONING_ALIASES = {
     "qwen3": "think", "glm45": "think", "glm47": "think", "deepseek_v3": "think",
     "deepseek-v3": "think", "deepseek_v4": "think", "olmo3": "think", "step3": "think",
-    "ernie45": "think", "hunyuan_a13b": "think", "kimi_k2": "think", "holo2": "think",
-    "nemotron_v3": "think", "nemotron_3": "think", "deepseek-r1": "deepseek_r1",
+    "ernie45": "think", "hunyuan_a13b": "think", "hy_v3": "think", "kimi_k2": "think",
+    "holo2": "think", "nemotron_v3": "think", "nemotron_3": "think", "deepseek-r1": "deepseek_r1",
     "minimax_m2": "deepseek_r1", "qwen3-thinking": "deepseek_r1", "gpt-oss": "openai_gptoss",
     "granite_thinking_parser": "granite",
 }  # fmt: skip
@@ -76,12 +81,15 @@ REASONING_ALIASES = {
 # What a chat template writes, and the format that it then teaches; the first that fits.
 _TOOLS_BY_TEXT = (
     (("<|channel|>", "<|start|>"), "openai"),
+    (("<|open|>", "<|close|>"), "kimi_k3"),
     (("｜DSML｜ ",), "deepseek_v41"),
     (("｜DSML｜tool_calls",), "deepseek_v4"),
     (("｜DSML｜",), "deepseek_v32"),
     (("<|tool_calls_section_begin|>",), "kimi_k2"),
     (("<minimax:tool_call>",), "minimax_m2"),
+    (("]<]minimax[>[",), "minimax_m3"),
     (("<|tool_call>", "<tool_call|>"), "gemma4"),
+    (("<tool_sep>", "<arg_key>"), "hy_v3"),
     (("<arg_key>",), "glm45"),
     (("<seed:tool_call>",), "seed_oss"),
     (("<function=", "<parameter="), "qwen3_coder"),
@@ -102,6 +110,7 @@ _TOOLS_BY_TEXT = (
     (("<tool_calls>",), "jamba"),
     (("functools[",), "phi4_mini_json"),
     (("<function_call>",), "granite-20b-fc"),
+    (('[{"name": "tool_call_name", "arguments"',), "xlam"),
     (("<|python_start|>",), "pythonic"),
     (("<|python_tag|>",), "llama3_json"),
     (("Environment: ipython",), "llama3_json"),
@@ -109,6 +118,7 @@ _TOOLS_BY_TEXT = (
 )
 _REASONING_BY_TEXT = (
     (("<|channel|>", "<|start|>"), "openai_gptoss"),
+    (("<|open|>", "<|close|>"), "kimi_k3"),
     (("<|channel>thought",), "gemma4"),
     (("<minimax:tool_call>",), "deepseek_r1"),
     (("<seed:think>",), "seed_oss"),

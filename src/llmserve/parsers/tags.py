@@ -17,6 +17,7 @@ class TagReasoning(ReasoningParser):
     """
 
     unopened: ClassVar[bool] = False
+    skips: ClassVar[bool] = False  # a closer alone at the start means no reasoning
 
     def begins_inside(self, prompt: str, continued: bool) -> bool:
         """See ReasoningParser."""
@@ -39,6 +40,9 @@ class TagReasoning(ReasoningParser):
             yield from reader.at(*self.opens)
         else:
             space = yield from reader.space()
+            if self.skips and (yield from reader.at(*self.closes)):
+                reader.end_reasoning()
+                return
             if not (yield from reader.at(*self.opens)):
                 reader.content(space)
                 return

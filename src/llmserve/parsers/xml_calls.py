@@ -31,25 +31,29 @@ class XmlCalls(ToolParser):
     def run(self, reader: Reader) -> Step[None]:
         """See ToolParser."""
         while opener := (yield from self.next_opener(reader)):
-            if opener == self.call_opener:
-                begun = opener
-            else:
-                yield from reader.space()
-                begun = yield from reader.at(self.call_opener)
-            while begun and (yield from self._read_call(reader)):
-                reader.record("")
-                yield from reader.space()
-                begun = yield from reader.at(self.call_opener, *self.closers)
-                if begun != self.call_opener:
-                    if begun or not (yield from reader.peek()):
-                        reader.commit()
-                    break
-            reader.rollback()
+            yield from self.read_calls(reader, opener)
+
+    def read_calls(self, reader: Reader, opener: str) -> Step[None]:
+        """Reads calls behind `opener`, which is recorded. What is no call is content."""
+        if opener == self.call_opener:
+            begun = opener
+        else:
+            yield from reader.space()
+            begun = yield from reader.at(self.call_opener)
+        while begun and (yield from self._read_call(reader)):
+            reader.record("")
+            yield from reader.space()
+            begun = yield from reader.at(self.call_opener, *self.closers)
+            if begun != self.call_opener:
+                if begun or not (yield from reader.peek()):
+                    reader.commit()
+                break
+        reader.rollback()
 
     def _read_call(self, reader: Reader) -> Step[bool]:
         """Reads a call behind the start of its opening tag; False if it is none."""
         head = yield from reader.match(self.call)
-        name = head["name"].strip() if head else ""
+        name = self.unescape(head["name"].strip()) if head else ""
         if not reader.allows(name):
             return False
         reader.commit()
@@ -65,13 +69,17 @@ class XmlCalls(ToolParser):
             tag = yield from reader.match(self.argument)
             if tag is None:
                 continue
-            reader.arguments(before + dumps(tag["key"].strip()) + ": ")
+            reader.arguments(before + dumps(self.unescape(tag["key"].strip())) + ": ")
             before = ", "
             if not (yield from self._read_value(reader, tag, schema)):
                 return True
         if found or reader.complete:
             reader.arguments("{}" if before == "{" else "}")
         return True
+
+    def unescape(self, attribute: str) -> str:
+        """What the name of a tool or an argument was before it was written in a tag."""
+        return attribute
 
     def value_types(self, tag: re.Match[str], schema: object) -> frozenset[str] | None:
         """The types that an argument may have; None if its text is JSON as it stands."""

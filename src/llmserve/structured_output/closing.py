@@ -33,7 +33,7 @@ class Closing:
         self._end = end
         self._lengths = np.zeros(len(end) * 32, np.int32)
         self._lengths[: len(self.tokens)] = [*map(len, self.tokens)]
-        self._free = np.count_nonzero(self._lengths) // 4
+        self._free = int(np.count_nonzero(self._lengths)) // 4
         closers = b"}]"
         in_text: list[Callable[[bytes], bool]] = [
             lambda token: token[:1] == b'"' and not token[1:].strip(closers),
@@ -62,7 +62,7 @@ class Closing:
 
     def may_end(self, words: np.ndarray) -> bool:
         """Whether the text may end here."""
-        return bool((words & self._end).any())
+        return bool(np.any(words & self._end))
 
     def restrict(self, words: np.ndarray) -> None:
         """Leaves in `words` the allowed tokens that lead out best."""

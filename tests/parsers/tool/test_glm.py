@@ -53,3 +53,26 @@ def test_no_call_is_content() -> None:
 def test_reasoning_between_calls() -> None:
     text = "<think>a</think><tool_call>f</tool_call>\n<think>b</think>\n<tool_call>g</tool_call>"
     assert GLM.check_law(text) == Parsed("", "a\n\nb", [("f", "{}"), ("g", "{}")])
+
+
+@given(PLAIN, st.lists(ARGUMENTS, min_size=1, max_size=2), st.sampled_from(["", "\n"]))
+def test_hunyuan_has_a_separator_and_tags_around_all(
+    content: str, calls: list[dict[str, Any]], gap: str
+) -> None:
+    body = render(calls, gap).replace("<tool_call>f", "<tool_call>f<tool_sep>")
+    text = f"<think>so</think>{content}<tool_calls>{body}{gap}</tool_calls>"
+    hunyuan = GLM._replace(tool="hy_v3")
+    found = hunyuan.check_law(text, every_cut=False)
+    assert found[:2] == (content, "so")
+    assert loaded(found) == [("f", value) for value in calls]
+
+
+def test_hunyuan_at_every_cut() -> None:
+    hunyuan = Output("hy_v3")
+    text = (
+        "hi<tool_calls>\n<tool_call>f<tool_sep>\n<arg_key>s</arg_key>\n<arg_value>x</arg_value>\n"
+    )
+    text += "</tool_call>\n<tool_call>g<tool_sep></tool_call>\n</tool_calls>"
+    assert hunyuan.check_law(text) == Parsed("hi", "", [("f", '{"s": "x"}'), ("g", "{}")])
+    for text in ("<tool_calls>", "<tool_calls>x", "<tool_calls><tool_call>two words<tool_sep>"):
+        assert hunyuan.check_law(text) == Parsed(text)

@@ -29,6 +29,7 @@ class MinimaxM3(TagReasoning):
     """MiniMax M3."""
 
     opens, closes = ("<mm:think>",), ("</mm:think>",)
+    skips = True
     markers = (*opens, *closes)
 
 

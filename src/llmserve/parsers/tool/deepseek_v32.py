@@ -61,4 +61,10 @@ class DeepseekV41(DeepseekV32):
     closers = ("</｜DSML｜ calls>",)
     call_opener, call_closer = "<｜DSML｜ invoke", "</｜DSML｜ invoke>"
     argument_opener, argument_closer = "<｜DSML｜ parameter", "</｜DSML｜ parameter>"
-    envelope = None
+    envelope = Envelope(
+        '<｜DSML｜ invoke name="{name}">\n',
+        "</｜DSML｜ invoke>\n",
+        style="deepseek_v4_1_xml",
+        before="<｜DSML｜ calls>\n",
+        after="</｜DSML｜ calls>",
+    )

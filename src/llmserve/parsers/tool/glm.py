@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
-"""GLM 4.5 to 4.7: keys and values in tags of their own."""
+"""GLM 4.5 to 4.7, Hunyuan 3: keys and values in tags of their own."""
 
 import re
+from typing import ClassVar
 
 from llmserve.parsers.base import ToolParser
 from llmserve.parsers.call_grammar import Envelope
@@ -13,7 +14,8 @@ from llmserve.parsers.schema_values import is_text, to_json, types_of
 _KEY, _KEY_END = "<arg_key>", "</arg_key>"
 _VALUE, _VALUE_END = "<arg_value>", "</arg_value>"
 _OPENER, _CLOSER = "<tool_call>", "</tool_call>"
-_HEAD = re.compile(r"\s*(?P<name>[^\s<>{}\[\]\"]+)\s*(?=<arg_key>|</tool_call>)")
+_SECTION, _SECTION_END, _SEP = "<tool_calls>", "</tool_calls>", "<tool_sep>"
+_HEAD = re.compile(r"\s*(?P<name>[^\s<>{}\[\]\"]+)\s*(<tool_sep>\s*)?(?=<arg_key>|</tool_call>)")
 _PAIR = re.compile(r"(?P<key>[^<]*)</arg_key>\s{0,8}<arg_value>")
 _NEXT = Markers((_KEY, _CLOSER))
 _VALUE_ENDS = Markers((_VALUE_END, f"\n{_CLOSER}", f"\n{_KEY}"))
@@ -25,21 +27,32 @@ class Glm(ToolParser):
     4.5 has newlines between the tags, 4.7 none; the text is verbatim.
     """
 
-    openers = (_OPENER,)
-    markers = (_OPENER, _CLOSER, _KEY, _KEY_END, _VALUE, _VALUE_END)
+    openers: ClassVar[tuple[str, ...]] = (_OPENER,)
+    markers: ClassVar[tuple[str, ...]] = (_OPENER, _CLOSER, _KEY, _KEY_END, _VALUE, _VALUE_END)
 
-    envelope = Envelope("<tool_call>{name}\n", "</tool_call>", style="glm_xml", between="\n")
+    envelope: ClassVar[Envelope | None] = Envelope(
+        "<tool_call>{name}\n", "</tool_call>", style="glm_xml", between="\n"
+    )
 
     def run(self, reader: Reader) -> Step[None]:
         """See ToolParser."""
-        while (yield from self.next_opener(reader)):
-            head = yield from reader.match(_HEAD)
+        while opener := (yield from self.next_opener(reader)):
+            if opener == _SECTION:
+                yield from reader.space()
+                opener = yield from reader.at(_OPENER)
+            head = (yield from reader.match(_HEAD)) if opener else None
             if head is None or not reader.allows(head["name"]):
                 reader.rollback()
                 continue
             reader.commit()
             reader.call(head["name"])
             yield from self._read_arguments(reader, head["name"])
+            if _SECTION in self.openers:
+                reader.record("")
+                yield from reader.space()
+                if (yield from reader.at(_SECTION_END)):
+                    reader.commit()
+                reader.rollback()
 
     def _read_arguments(self, reader: Reader, name: str) -> Step[None]:
         schema = self.tools.get(name, {})
@@ -63,3 +76,18 @@ class Glm(ToolParser):
             reader.arguments('"' if text else to_json("".join(pieces), types))
         if found or reader.complete:
             reader.arguments("{}" if before == "{" else "}")
+
+
+class HyV3(Glm):
+    """`<tool_calls><tool_call>F<tool_sep>`, then as GLM 4.5, and `</tool_calls>` behind all."""
+
+    openers = (_SECTION, _OPENER)
+    markers = (*Glm.markers, _SECTION, _SECTION_END, _SEP)
+    envelope = Envelope(
+        "<tool_call>{name}<tool_sep>\n",
+        "</tool_call>",
+        style="glm_xml",
+        before="<tool_calls>\n",
+        between="\n",
+        after="\n</tool_calls>",
+    )

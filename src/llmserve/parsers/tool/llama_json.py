@@ -14,5 +14,5 @@ class LlamaJson(JsonCalls):
 
     openers = ("<|python_tag|>",)
     markers = ("<|python_tag|>",)
-    starts_bare = True
+    bare = "{"
     envelope = Envelope('{"name": "{name}", "parameters": ', "}", between="; ")
