@@ -15,9 +15,10 @@ import numpy as np
 from llmserve.structured_output.base import Matcher
 from llmserve.structured_output.vocabulary import Vocabulary
 
-_FIRST, _LAST = 64, 256  # tokens that are left when the way is measured first: at least, at most
+_FIRST = 1024  # tokens that are left when the way is measured first, at most
 _KEEP = 4  # tokens more than what was measured, and an eighth of it: the model chooses others
-_BEGUN = 128  # tokens that a single one may begin, if the whole text is not longer
+_BEGUN = 64  # tokens that a single one may begin, where the way was never longer
+_TRIES = 3  # times that what is left is walked at most
 _MAX_CLASSES = 32  # of tokens that are measured one by one
 _SPACE, _DIGITS = re.compile(rb"[ \t\r\n]+"), re.compile(rb"[0-9]+")
 
@@ -75,18 +76,37 @@ class Closing:
                 return
 
     def measure(self, matcher: Matcher, limit: int) -> int | None:
-        """Tokens to the end, its own token among them; None if there are more than `limit`."""
-        words = np.empty_like(self._end)
-        for count in range(1, limit + 1):
+        """Tokens to the end, its own token among them; None if there are more than `limit`, or no
+        way was found: of two texts that may come next, the other is tried where one leads too far.
+        """
+        words, quoted, count = np.empty_like(self._end), False, 1
+        others: list[tuple[Matcher, list[int], int]] = []
+        for _ in range(_TRIES * limit):
             if matcher.ended():
                 return count
             matcher.fill(words)
             if self.may_end(words):
                 return count
+            is_free = self.is_free(words)
             self.restrict(words)
             tokens = _tokens(words)
-            if not len(tokens) or not matcher.accept(int(tokens[self._lengths[tokens].argmax()])):
+            options = [int(tokens[self._lengths[tokens].argmax()])] if len(tokens) else []
+            if not is_free and 1 < len(tokens) <= _MAX_CLASSES:
+                first = {self.tokens[token][:1]: token for token in tokens.tolist()}
+                first.pop(self.tokens[options[0]][:1])
+                options += first.values()
+            # Where one quote does not end free text, another will not
+            if count == limit or (is_free and quoted) or not options:
+                if not others:
+                    return None
+                matcher, options, count = others.pop()
+                is_free = False
+            if len(options) > 1:
+                others.append((matcher.fork(), options[1:], count))
+            if not matcher.accept(options[0]):
                 return None
+            quoted = is_free and self.tokens[options[0]][:1] == b'"'
+            count += 1
         return None
 
     def longest_of_same(self, words: np.ndarray) -> int | None:
@@ -113,13 +133,11 @@ class Closing:
 
 
 class Way:
-    """How near one request is to the end of its text and of its tokens. `start` is a matcher of its
-    own at the beginning of the text, `total` the tokens that may come."""
+    """How near one request is to the end of its text and of its tokens."""
 
-    def __init__(self, closing: Closing, start: Matcher, total: int) -> None:
+    def __init__(self, closing: Closing) -> None:
         self._closing = closing
-        self._start: Matcher | None = start
-        self._check_at = min(total, max(_FIRST, min(total // 2, _LAST)))
+        self._check_at = _FIRST
         self._begun = _BEGUN
         self._costs: dict[bytes, int | None] | None = None  # of classes, while in one free text
         self._need: int | None = None
@@ -141,15 +159,13 @@ class Way:
             words[:] = 0
             _add(words, forced)
             return
-        if self._start is not None:
-            self._begun = max(_BEGUN, closing.measure(self._start, left) or 0)
-            self._start = None
         if not free or self._costs is None:
             self._costs = {} if free else None
             self._need = closing.measure(matcher.fork(), left)
         if self._need is None:
             self._check_at = left // 2
             return
+        self._begun = max(self._begun, self._need)
         spare = left - _margin(self._need)
         if spare > self._begun:
             self._check_at = left - max(1, (spare - self._begun) // 4)

@@ -173,11 +173,11 @@ class GrammarManager:
         """Of JSON alone: elsewhere nothing tells what leads to the end."""
         vocabulary, params = self.compiler.vocabulary, walk.params
         if walk.num_output == 0 and vocabulary is not None and not params.ignore_eos:
-            assert params.grammar is not None and walk.matcher is not None
+            assert params.grammar is not None
             if params.grammar.kind in ("json", "structural_tag"):
                 if self._closing is None:
                     self._closing = Closing(vocabulary, self._only_end)
-                walk.way = Way(self._closing, walk.matcher.fork(), left)
+                walk.way = Way(self._closing)
         return walk.way
 
     def advance(
