@@ -32,7 +32,7 @@ WRITTEN = {
     '<｜DSML｜ parameter name="i" string="false">{i}</｜DSML｜ parameter>\n',
     "minimax_m3_xml": "]<]minimax[>[<s>{s}]<]minimax[>[</s>\n]<]minimax[>[<i>{i}]<]minimax[>[</i>",
     "kimi_k3_xml": '<|open|>argument key="s" type="string"<|sep|>{s}<|close|>argument<|sep|>'
-    '<|open|>argument key="i" type="integer"<|sep|>{i}<|close|>argument<|sep|>',
+    '<|open|>argument key="i" type="number"<|sep|>{i}<|close|>argument<|sep|>',
     "glm_xml": "<arg_key>s</arg_key>\n<arg_value>{s}</arg_value>\n<arg_key>i</arg_key>\n"
     "<arg_value>{i}</arg_value>\n",
 }

@@ -48,6 +48,7 @@ class Closing:
             lambda token: token[:1] == b'"' and not token.strip(b'"}]:'),
             lambda token: token[:1] == b'"',
             lambda token: token[:1] not in (b"{", b"[", b" ", b"\n", b"\t", b"\r"),
+            lambda token: token[:1] not in (b" ", b"\n", b"\t", b"\r"),
         ]
         self._ways = {True: [*map(self._words, in_text)], False: [*map(self._words, outside)]}
         self._quotes = self._words(lambda token: b'"' in token)
@@ -92,9 +93,9 @@ class Closing:
             tokens = _tokens(words)
             options = [int(tokens[self._lengths[tokens].argmax()])] if len(tokens) else []
             if not is_free and 1 < len(tokens) <= _MAX_CLASSES:
-                first = {self.tokens[token][:1]: token for token in tokens.tolist()}
-                first.pop(self.tokens[options[0]][:1])
-                options += first.values()
+                firsts = {self._first(token): token for token in tokens.tolist()}
+                firsts.pop(self._first(options[0]))
+                options += firsts.values()
             # Where one quote does not end free text, another will not
             if count == limit or (is_free and quoted) or not options:
                 if not others:
@@ -108,6 +109,10 @@ class Closing:
             quoted = is_free and self.tokens[options[0]][:1] == b'"'
             count += 1
         return None
+
+    def _first(self, token: int) -> bytes:
+        """What tells the token from others of another text; digits and spaces do not."""
+        return _DIGITS.sub(b"0", _SPACE.sub(b"", self.tokens[token]))[:1]
 
     def longest_of_same(self, words: np.ndarray) -> int | None:
         """The longest allowed token, where all begin the same text, which has to be written."""
