@@ -44,7 +44,7 @@ def _closing() -> Closing:
 def _write(grammar: CompiledGrammar, total: int, rng: random.Random) -> bytes | None:
     """By someone who opens what can be opened and writes on; None if it does not end."""
     matcher = grammar.start()
-    way, words = Way(_closing()), np.zeros(WORDS, np.int32)
+    way, words = Way(_closing(), id(grammar), matcher, total), np.zeros(WORDS, np.int32)
     out = bytearray()
     for left in range(total, 0, -1):
         if matcher.ended():
@@ -109,7 +109,7 @@ def test_text_that_is_no_json_is_cut_where_it_is() -> None:
     assert envelope is not None
     tag = free_calls(envelope, "<tool_call>", {"f": TREE}, None, True)
     matcher, words = grammar(structural_tag={"format": tag}).start(), np.zeros(WORDS, np.int32)
-    way = Way(_closing())
+    way = Way(_closing(), "free", matcher, 20)
     for left, byte in zip(range(20, 0, -1), b'it said: "no end yet', strict=True):
         matcher.fill(words)
         before = words.copy()
@@ -121,9 +121,10 @@ def test_text_that_is_no_json_is_cut_where_it_is() -> None:
 
 def test_what_cannot_end_is_left_alone() -> None:
     matcher = grammar(json={"type": "string", "minLength": 100}).start()
+    way = Way(_closing(), "long", matcher, 51)
     assert matcher.accept(ord('"'))
     words = np.zeros(WORDS, np.int32)
     matcher.fill(words)
     before = words.copy()
-    Way(_closing()).narrow(matcher, words, 50)
+    way.narrow(matcher, words, 50)
     assert (words == before).all()

@@ -2,9 +2,10 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """The way to the end of a JSON text, for answers that would otherwise be cut off by length.
 
-How long the way is, is found out by walking it with a copy of the matcher. Near the end nothing is
-begun any more (another call, property or item, or the longer of two values) whose own way to the
-end is longer than what is left, and at last only tokens that lead out are allowed.
+The way is found by walking it with a copy of the matcher, which costs some 30 us a token; so it is
+walked seldom while many tokens are left. Near the end nothing is begun any more (another call,
+property or item, or the longer of two values) whose own way to the end is longer than what is left,
+and at last the way is followed.
 """
 
 import re
@@ -15,12 +16,16 @@ import numpy as np
 from llmserve.structured_output.base import Matcher
 from llmserve.structured_output.vocabulary import Vocabulary
 
-_FIRST = 1024  # tokens that are left when the way is measured first, at most
-_KEEP = 4  # tokens more than what was measured, and an eighth of it: the model chooses others
-_BEGUN = 64  # tokens that a single one may begin, where the way was never longer
+_FIRST = 1024  # tokens that are left when the way is walked first, at most
+_BEGUN = 64  # tokens that a single one may begin, where a whole text does not take more
+_LONGEST = 256  # tokens up to which the way from the start is measured
+_SPARE = 2
+_SURE = 4  # of the ways outside text: what closes, and commas, which stand where nothing closes
 _TRIES = 3  # times that what is left is walked at most
-_MAX_CLASSES = 32  # of tokens that are measured one by one
-_SPACE, _DIGITS = re.compile(rb"[ \t\r\n]+"), re.compile(rb"[0-9]+")
+_MAX_BRANCHES = 32  # that are measured one by one
+_MAX_GRAMMARS = 1024  # whose ways from the start are remembered
+_SPACE, _NUMBER = re.compile(rb"[ \t\r\n]+"), re.compile(rb"[-+0-9.eE]+")
+_BRANCH = re.compile(rb'"?[}\]"]*[^}\]"]?', re.DOTALL)  # up to what begins something
 
 
 class Closing:
@@ -31,10 +36,13 @@ class Closing:
         self.tokens = vocabulary.tokens.copy()
         for token, text in vocabulary.special.items():
             self.tokens[token] = text
-        self._end = end
+        self.end = end
+        self._end_at = [(i, int(end[i])) for i in np.flatnonzero(end).tolist()]
         self._lengths = np.zeros(len(end) * 32, np.int32)
         self._lengths[: len(self.tokens)] = [*map(len, self.tokens)]
         self._free = int(np.count_nonzero(self._lengths)) // 4
+        self._starts: dict[object, int | None] = {}
+        self._branches: dict[tuple[int, bool], bytes] = {}
         closers = b"}]"
         in_text: list[Callable[[bytes], bool]] = [
             lambda token: token[:1] == b'"' and not token[1:].strip(closers),
@@ -49,12 +57,16 @@ class Closing:
             lambda token: token[:1] == b'"',
             lambda token: token[:1] not in (b"{", b"[", b" ", b"\n", b"\t", b"\r"),
             lambda token: token[:1] not in (b" ", b"\n", b"\t", b"\r"),
+            lambda token: True,
         ]
-        self._ways = {True: [*map(self._words, in_text)], False: [*map(self._words, outside)]}
+        self._ways = {
+            True: np.stack([*map(self._words, in_text)]),
+            False: np.stack([*map(self._words, outside)]),
+        }
         self._quotes = self._words(lambda token: b'"' in token)
 
     def _words(self, test: Callable[[bytes], bool]) -> np.ndarray:
-        flags = np.zeros(len(self._end) * 32, np.bool_)
+        flags = np.zeros(len(self.end) * 32, np.bool_)
         flags[: len(self.tokens)] = [bool(token) and test(token) for token in self.tokens]
         return np.packbits(flags, bitorder="little").view(np.int32)
 
@@ -64,135 +76,174 @@ class Closing:
 
     def may_end(self, words: np.ndarray) -> bool:
         """Whether the text may end here."""
-        return bool(np.any(words & self._end))
+        return any([words.item(i) & bits for i, bits in self._end_at])
 
-    def restrict(self, words: np.ndarray) -> None:
-        """Leaves in `words` the allowed tokens that lead out best."""
-        if self.may_end(words):
-            words &= self._end
-            return
-        for way in self._ways[self.is_free(words)]:
-            if (found := words & way).any():
-                words[:] = found
-                return
+    def _outward(self, words: np.ndarray, is_free: bool) -> list[int]:
+        """The allowed tokens that lead out best, the longest first, one for each text begun;
+        in free text that may not be closed any one."""
+        found = self._ways[is_free] & words
+        leads = found.any(axis=1)
+        first = int(leads.argmax())
+        tokens = _tokens(found[first] if leads[first] else words)
+        if is_free or first < _SURE or len(tokens) > _MAX_BRANCHES:
+            return [int(tokens[self._lengths[tokens].argmax()])]
+        tokens = tokens[np.argsort(-self._lengths[tokens], kind="stable")]
+        return [*{self._branch(t)[:1]: t for t in reversed(tokens.tolist())}.values()][::-1]
 
-    def measure(self, matcher: Matcher, limit: int) -> int | None:
-        """Tokens to the end, its own token among them; None if there are more than `limit`, or no
+    def _branch(self, token: int, is_free: bool = False) -> bytes:
+        """What the token does: its text as far as something is begun. Spaces say nothing, and one
+        number is like another. Of free text only the end counts."""
+        found = self._branches.get((token, is_free))
+        if found is None:
+            text = self.tokens[token]
+            if is_free:
+                text = text[text.index(b'"') :]
+            match = _BRANCH.match(_NUMBER.sub(b"0", _SPACE.sub(b"", text)))
+            found = self._branches[token, is_free] = match[0] if match else text
+        return found
+
+    def walk(self, matcher: Matcher, limit: int) -> list[int] | None:
+        """Tokens that lead to where the text may end; None if there are as many as `limit`, or no
         way was found: of two texts that may come next, the other is tried where one leads too far.
         """
-        words, quoted, count = np.empty_like(self._end), False, 1
+        words, path, quoted = np.empty_like(self.end), list[int](), False
         others: list[tuple[Matcher, list[int], int]] = []
         for _ in range(_TRIES * limit):
             if matcher.ended():
-                return count
+                return path
             matcher.fill(words)
             if self.may_end(words):
-                return count
+                return path
             is_free = self.is_free(words)
-            self.restrict(words)
-            tokens = _tokens(words)
-            options = [int(tokens[self._lengths[tokens].argmax()])] if len(tokens) else []
-            if not is_free and 1 < len(tokens) <= _MAX_CLASSES:
-                firsts = {self._first(token): token for token in tokens.tolist()}
-                firsts.pop(self._first(options[0]))
-                options += firsts.values()
+            options = self._outward(words, is_free)
             # Where one quote does not end free text, another will not
-            if count == limit or (is_free and quoted) or not options:
+            if len(path) + 1 >= limit or (is_free and quoted) or not options:
                 if not others:
                     return None
-                matcher, options, count = others.pop()
+                matcher, options, length = others.pop()
+                del path[length:]
                 is_free = False
             if len(options) > 1:
-                others.append((matcher.fork(), options[1:], count))
+                others.append((matcher.fork(), options[1:], len(path)))
             if not matcher.accept(options[0]):
                 return None
             quoted = is_free and self.tokens[options[0]][:1] == b'"'
-            count += 1
+            path.append(options[0])
         return None
 
-    def _first(self, token: int) -> bytes:
-        """What tells the token from others of another text; digits and spaces do not."""
-        return _DIGITS.sub(b"0", _SPACE.sub(b"", self.tokens[token]))[:1]
+    def from_start(self, name: object, start: Matcher) -> int | None:
+        """Tokens of the shortest text of the grammar `name`; None if they are many."""
+        if name not in self._starts:
+            if len(self._starts) >= _MAX_GRAMMARS:
+                self._starts.clear()
+            path = self.walk(start.fork(), _LONGEST)
+            self._starts[name] = None if path is None else len(path)
+        return self._starts[name]
 
-    def longest_of_same(self, words: np.ndarray) -> int | None:
-        """The longest allowed token, where all begin the same text, which has to be written."""
-        tokens = _tokens(words)
-        if len(tokens) > _MAX_CLASSES or self.may_end(words):
-            return None
-        found = max(tokens.tolist(), key=self._lengths.__getitem__)
-        text = self.tokens[found]
-        return found if all(text.startswith(self.tokens[token]) for token in tokens) else None
-
-    def classes(self, words: np.ndarray) -> dict[bytes, list[int]]:
-        """The allowed tokens that may begin something, by what they do; none where they are too
-        many. Of free text those that end it."""
-        free = self.is_free(words)
-        may_begin = words & (self._quotes if free else ~self._end)
+    def branches(self, words: np.ndarray, is_free: bool) -> tuple[dict[bytes, list[int]], bool]:
+        """Where one of several things may be begun: the allowed tokens by what they begin, of free
+        text those that end it and go on; and whether others are allowed that begin nothing."""
+        tokens = _tokens(words & (self._quotes if is_free else ~self.end))
         found: dict[bytes, list[int]] = {}
-        for token in _tokens(may_begin).tolist():
-            text = self.tokens[token]
-            if free:
-                text = text[text.index(b'"') :]
-            found.setdefault(_DIGITS.sub(b"0", _SPACE.sub(b"", text)), []).append(token)
-        return found if len(found) <= _MAX_CLASSES else {}
+        for token in tokens.tolist():
+            found.setdefault(self._branch(token, is_free), []).append(token)
+        may_end = self.may_end(words)
+        if not may_end:
+            found.pop(b"", None)  # spaces
+        closers = [text for text in found if text and not text.strip(b'}]"' if is_free else b"}]")]
+        others = is_free or may_end or bool(closers)
+        if others:
+            for text in (*closers, b"0"):  # a number that goes on
+                found.pop(text, None)
+        return (found if others or len(found) > 1 else {}), others
 
 
 class Way:
-    """How near one request is to the end of its text and of its tokens."""
+    """How near one request is to the end of its text, and of the `total` tokens that it may have.
+    `start` is at the beginning of the text of grammar `name`."""
 
-    def __init__(self, closing: Closing) -> None:
+    def __init__(self, closing: Closing, name: object, start: Matcher, total: int) -> None:
         self._closing = closing
-        self._check_at = _FIRST
+        self._check_at = min(total, _FIRST)
         self._begun = _BEGUN
-        self._costs: dict[bytes, int | None] | None = None  # of classes, while in one free text
-        self._need: int | None = None
+        self._need: int | None = None  # tokens to the end from here, or a few less
+        self._path: list[int] | None = None  # those tokens
+        self._after: dict[int, int] = {}  # the same after the tokens of this step
+        self._costs: dict[bytes, int | None] = {}  # of branches, while in one free text
+        self._is_free = False
+        if total <= _FIRST:
+            self._need = closing.from_start(name, start)
+            self._begun = max(_BEGUN, self._need or 0)
+            if self._need is None:
+                self._check_at = total // 2 if total > _LONGEST else -1
+            elif self._need > total:
+                self._check_at = -1
 
     def took(self, token: int) -> None:
         """`token` was written."""
-        if b'"' in self._closing.tokens[token]:
-            self._costs = None
+        text = self._closing.tokens[token]
+        ends_text = b'"' in text or b"\\" in text
+        if ends_text:
+            self._costs.clear()
+        if token in self._after:
+            self._need, self._path = self._after[token], None
+        elif self._path and self._path[0] == token:
+            del self._path[0]
+            self._need = len(self._path) + 1
+        elif ends_text or not (self._is_free and self._closes_text()):
+            self._path = None
+
+    def _closes_text(self) -> bool:
+        return bool(self._path and b'"' in self._closing.tokens[self._path[0]])
 
     def narrow(self, matcher: Matcher, words: np.ndarray, left: int) -> None:
         """Restricts `words`, where it is time to; `left` are the tokens that may still come."""
-        closing = self._closing
+        closing, self._after = self._closing, {}
         if left > self._check_at:
             return
-        free = closing.is_free(words)
-        if free and closing.may_end(words):
+        is_free = self._is_free = closing.is_free(words)
+        if is_free and closing.may_end(words):
             return  # text that is no JSON may be cut anywhere
-        if not free and (forced := closing.longest_of_same(words)) is not None:
-            words[:] = 0
-            _add(words, forced)
-            return
-        if not free or self._costs is None:
-            self._costs = {} if free else None
-            self._need = closing.measure(matcher.fork(), left)
-        if self._need is None:
-            self._check_at = left // 2
-            return
-        self._begun = max(self._begun, self._need)
-        spare = left - _margin(self._need)
+        if self._path is None and (self._need is None or self._need + _SPARE >= left):
+            self._path = closing.walk(matcher.fork(), min(left, _LONGEST))
+            if self._path is None:
+                self._check_at = left // 2
+                return
+            self._need = len(self._path) + 1
+        assert self._need is not None
+        spare = left - self._need - _SPARE
         if spare > self._begun:
-            self._check_at = left - max(1, (spare - self._begun) // 4)
+            self._check_at = left - (spare - self._begun + 1) // 2
+            self._need = self._path = None
+        elif spare > 0:
+            self._begin_nothing_late(matcher, words, left)
+        elif not self._path:
+            words &= closing.end
+        else:
+            words[:] = 0
+            _add(words, self._path[0])
+
+    def _begin_nothing_late(self, matcher: Matcher, words: np.ndarray, left: int) -> None:
+        closing = self._closing
+        branches, others = closing.branches(words, self._is_free)
+        if len(branches) > _MAX_BRANCHES:
+            self._need = self._path = None
             return
-        if spare <= 0:
-            closing.restrict(words)
-        known = {} if self._costs is None else self._costs
-        limit, late = left - 1, np.zeros_like(words)
-        for text, tokens in closing.classes(words).items():
+        known, late = self._costs if self._is_free else {}, np.zeros_like(words)
+        for text, tokens in branches.items():
             if text not in known:
                 fork = matcher.fork()
-                known[text] = closing.measure(fork, limit) if fork.accept(tokens[0]) else None
+                path = closing.walk(fork, _LONGEST) if fork.accept(tokens[0]) else None
+                known[text] = None if path is None else len(path) + 1
             cost = known[text]
-            if cost is None or (_margin(cost) if spare > 0 else cost) > limit:
+            if cost is not None and cost + _SPARE < left:
+                others = True
+                self._after |= dict.fromkeys(tokens, cost)
+            else:
                 for token in tokens:
                     _add(late, token)
-        if (words & ~late).any():
+        if others:
             words &= ~late
-
-
-def _margin(need: int) -> int:
-    return need + need // 8 + _KEEP
 
 
 def _add(words: np.ndarray, token: int) -> None:

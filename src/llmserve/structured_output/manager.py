@@ -177,7 +177,8 @@ class GrammarManager:
             if params.grammar.kind in ("json", "structural_tag"):
                 if self._closing is None:
                     self._closing = Closing(vocabulary, self._only_end)
-                walk.way = Way(self._closing)
+                assert walk.matcher is not None
+                walk.way = Way(self._closing, params.grammar.key, walk.matcher, left)
         return walk.way
 
     def advance(
