@@ -2,32 +2,36 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """Two API servers on one engine: they answer as one; one is killed, one is stuck, both drain."""
 
+import contextlib
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.faults import FLAGS, Bench, TooSlow, run_stream
+from tests.helpers.faults import FLAGS, Bench, TooSlow, run_stream, stopped
 from tests.helpers.invariants import Ended, check_streams
 from tests.helpers.server import Server, processes_of
 
 ROLE = "llmserve.api.server"
 HANG_S = 3.0
 PER_KEY = 8
-LONG = 500  # tokens
+LONG = 1500  # tokens
 # A signal that no program of ours knows: it stops the thread of the event loop, and no other.
 STUCK = "import signal, time\nsignal.signal(signal.SIGUSR2, lambda *_: time.sleep(600))\n"
 
 
 def api_pids(supervisor: int) -> list[int]:
-    return [
-        pid for pid in processes_of(supervisor) if ROLE in Path(f"/proc/{pid}/cmdline").read_text()
-    ]
+    found = []
+    for pid in processes_of(supervisor):
+        with contextlib.suppress(OSError):  # it ended while we looked
+            if ROLE in Path(f"/proc/{pid}/cmdline").read_text():
+                found.append(pid)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -44,44 +48,71 @@ def two(bench_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 class Streams:
-    """As many long streams of key A as a key may have, on both servers; and one after another of
-    key B."""
+    """As many long streams of key A as a key may have, on both servers, all of which have begun;
+    and one after another of key B."""
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
         self._stop = threading.Event()
         self.short: list[Ended] = []
-        self._pool = ThreadPoolExecutor(PER_KEY + 1)
-        solo = bench.solos[0]
+        self._long = [Ended(0) for _ in range(PER_KEY)]
         bench.check_idle()
-        time.sleep(0.2)  # a place is free a moment after its stream's last byte
-        self.long = [
-            self._pool.submit(run_stream, bench.http, 0, f"{solo.prompt} {n}", LONG)
-            for n in range(PER_KEY)
+        # a place is free a moment after its stream's last byte
+        wait_for(lambda: not bench.http.get("/load").json()["server_load"], "nobody")
+        self._threads = [
+            threading.Thread(target=self._one, args=(number,)) for number in range(PER_KEY)
         ]
-        self._other = self._pool.submit(self._one_by_one)
-        deadline = time.monotonic() + 10
-        while bench.server.metrics()["vllm:num_requests_running"] < PER_KEY:
-            refused = [one.result().error for one in self.long if one.done()]
-            assert time.monotonic() < deadline, refused
-            time.sleep(0.02)
+        self._threads.append(threading.Thread(target=self._one_by_one))
+        for thread in self._threads:
+            thread.start()
+
+    def __enter__(self) -> "Streams":
+        try:
+            wait_for(lambda: all(one.times or one.error for one in self._long), "first tokens")
+        except BaseException:
+            self._join()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._join()
+
+    def _join(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _one(self, number: int) -> None:
+        prompt = f"{self._bench.solos[0].prompt} {number}"
+        with self._bench.client() as http:
+            run_stream(http, 0, prompt, LONG, into=self._long[number])
 
     def _one_by_one(self) -> None:
         with self._bench.client(key=1) as http:
             while not self._stop.is_set():
                 self.short.append(run_stream(http, 1, self._bench.solos[1].prompt))
+                if self.short[-1].endings != ["done"]:
+                    self._stop.wait(0.1)
 
     def end(self) -> tuple[list[Ended], list[Ended]]:
         """Those of the long ones that came to their end, and those that were cut."""
-        ended = [future.result(60) for future in self.long]
-        self._stop.set()
-        self._other.result(60)
-        self._pool.shutdown()
-        cut = [one for one in ended if one.cut]
-        whole = [one for one in ended if not one.cut]
-        assert all((one.endings, len(one.token_ids)) == (["done"], LONG) for one in whole)
+        for thread in self._threads[:PER_KEY]:
+            thread.join()
+        self._join()
+        cut = [one for one in self._long if one.cut]
+        whole = [one for one in self._long if not one.cut]
+        for one in whole:
+            assert (one.endings, len(one.token_ids)) == (["done"], LONG), one.error
         assert not any(one.endings for one in cut)
         return whole, cut
+
+
+def wait_for(done: Callable[[], object], what: str) -> None:
+    """Until `done()`, for a minute at most."""
+    deadline = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
 
 
 def test_both_answer_as_one(two: Bench) -> None:
@@ -92,13 +123,14 @@ def test_both_answer_as_one(two: Bench) -> None:
     with two.load_and_invariants(load=False):
         before = two.server.metrics()
         lines = len(two.server.output)
-        streams = Streams(two)
-        statuses = [two.http.post("/v1/completions", json={"prompt": "x"}) for _ in range(4)]
-        assert [answer.status_code for answer in statuses] == [429] * 4
-        running = [two.server.metrics()["vllm:num_requests_running"] for _ in range(4)]
-        assert min(running) >= PER_KEY  # whichever server says so
-        assert two.http.get("/load").json()["server_load"] >= PER_KEY
-        whole, _ = streams.end()
+        with Streams(two) as streams:
+            with stopped(two.engine_pid()):  # so that none of them ends while we look
+                asked = [two.http.post("/v1/completions", json={"prompt": "x"}) for _ in range(4)]
+                assert [answer.status_code for answer in asked] == [429] * 4
+                running = [two.server.metrics()["vllm:num_requests_running"] for _ in range(4)]
+                assert min(running) >= PER_KEY  # whichever server says so
+                assert two.http.get("/load").json()["server_load"] >= PER_KEY
+            whole, _ = streams.end()
         assert len(whole) == PER_KEY
         after = [two.server.metrics() for _ in range(6)]
         log = two.server.output[lines:]
@@ -129,19 +161,19 @@ def test_one_of_two_is_lost(two: Bench, number: signal.Signals) -> None:
     lines = len(two.server.output)
     before = two.server.metrics()["llmserve:api_server_restarts_total"]
     with two.load_and_invariants(load=False, failed=PER_KEY):
-        streams = Streams(two)
-        first = api_pids(two.server.process.pid)
-        os.kill(first[1], number)
-        began = time.monotonic()
-        while len(pids := api_pids(two.server.process.pid)) < 2 or pids == first:
-            assert time.monotonic() - began < 30, two.server.text
-            time.sleep(0.05)
-        replaced = time.monotonic() - began
-        whole, cut = streams.end()
-        assert whole and cut  # about half and half, on a machine of our own
+        with Streams(two) as streams:
+            first = api_pids(two.server.process.pid)
+            os.kill(first[1], number)
+            began = time.monotonic()
+            while len(pids := api_pids(two.server.process.pid)) < 2 or pids == first:
+                assert time.monotonic() - began < 60, two.server.text
+                time.sleep(0.05)
+            replaced = time.monotonic() - began
+            whole, cut = streams.end()
+        assert whole and cut  # about half and half
         assert first[0] in pids
-        again = Streams(two)
-        assert len(again.end()[0]) == PER_KEY
+        with Streams(two) as again:
+            assert len(again.end()[0]) == PER_KEY
         wrong = check_streams(two.solos, streams.short[:-1] + again.short, True)
         lost = [one for one in streams.short if one.endings != ["done"]]
         assert not wrong or len(lost) <= 1, wrong
