@@ -5,12 +5,15 @@
 import contextlib
 import json
 import os
+import random
+import re
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -187,3 +190,59 @@ def test_never_ready(bench_model: Path) -> None:
     )
     assert run.returncode == 1, run.stdout
     assert "was not ready after 0.1 s" in run.stdout.rstrip().rpartition("\n")[2]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("servers", [1, 2])
+def test_t03_killed_at_random_moments(bench_model: Path, servers: int) -> None:
+    """Whatever it is doing, and with two API servers, too: each request of a mixture has one
+    ending, an answer is the right one, and what fails says that the engine was lost."""
+    grammar = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"enum": ["ab"]}}}
+    kinds: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/completions", {"prompt": "one", "max_tokens": 300}),
+        ("/v1/completions", {"prompt": "two", "max_tokens": 3}),
+        ("/v1/completions", {"prompt": [7] * 1500, "max_tokens": 20}),
+        ("/v1/completions", {"prompt": ["a", "b"], "logprobs": 2, "max_tokens": 40}),
+        ("/v1/completions", {"prompt": "a", "response_format": grammar, "max_tokens": 20}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}),
+        ("/v1/completions", {"prompt": "three", "max_tokens": 100, "stream": True}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "stream": True}),
+    ]
+    plain = {"temperature": 0, "ignore_eos": True}
+    lost = (503, "engine_restarted"), (503, "engine_dead")  # which was new when there was none
+
+    def ask(bench: Bench, kind: int) -> tuple[int, str]:
+        """A status, and the text with what differs each time taken out."""
+        path, fields = kinds[kind]
+        body = plain | {"max_tokens": 200} | fields
+        with bench.client() as http:
+            text = (answer := http.post(path, json=body)).text
+        if answer.status_code != 200:
+            return answer.status_code, json.loads(text)["error"]["code"]
+        if body.get("stream"):
+            events = [json.loads(e) for e in re.findall("^data: ({.*})$", text, re.M)]
+            if "error" in events[-1]:
+                assert "[DONE]" not in text
+                return 503, events[-1]["error"]["code"]
+            assert text.count("data: [DONE]") == 1 and text.rstrip().endswith("[DONE]")
+            choices = [choice for event in events for choice in event["choices"]]
+            return 200, "".join(c.get("text") or c["delta"].get("content") or "" for c in choices)
+        choices = json.loads(text)["choices"]
+        return 200, "|".join(c.get("text") or c["message"]["content"] for c in choices)
+
+    flags = ("--api-server-count", str(servers), "--max-requests-per-key", "0")
+    with Bench(bench_model, *flags) as bench:
+        golden = [ask(bench, kind) for kind in range(len(kinds))]
+        assert {status for status, _ in golden} == {200}
+        with bench.load_and_invariants(restarts=3, load=False):
+            for count in range(1, 4):  # as often as it may be
+                kill = threading.Timer(random.uniform(0.0, 1.0), os.kill, (bench.engine_pid(), 9))
+                kill.start()
+                with ThreadPoolExecutor(24) as pool:
+                    asked = [(n % len(kinds), pool.submit(ask, bench, n % len(kinds)))
+                             for n in range(64)]  # fmt: skip
+                    for kind, answer in asked:
+                        assert answer.result(120) in (golden[kind], *lost), kinds[kind]
+                kill.join()
+                wait_for(lambda count=count: bench.restarts() == count, 60, "counting")  # type: ignore[misc]
+                bench.wait_ready()
