@@ -7,19 +7,23 @@ import json
 import math
 import random
 import re
+import selectors
 import socket
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike
 
-from tests.helpers.faults import Bench, TooSlow, write_bench_model
+from tests.helpers.faults import Bench, Load, TooSlow, stopped, write_bench_model
+from tests.helpers.invariants import check_probe_times, check_probes
 from tests.helpers.raw_http import Raw, post_text, vanish
 
 READ_S, WRITE_S = 2.0, 2.0
@@ -261,49 +265,86 @@ def held_now(bench: Bench) -> tuple[float, float]:
     return m["vllm:num_requests_running"], m["vllm:num_requests_waiting"]
 
 
-@pytest.mark.timing
-@pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.faults)])
-def test_t19_overload(edges: Bench, raw: Raw, seconds: int) -> None:
-    """Far more than the queue holds: the rest is refused at once, what is let in is served."""
-    rejected: list[tuple[float, int]] = []
-    served: list[float] = []
-    stop = time.monotonic() + seconds
+@dataclass
+class Asked:
+    """A request of `ask_many` and the head of its answer; times on the monotonic clock."""
 
-    def burst() -> None:
-        """Twice what the server holds, all there before the first is answered."""
-        data = raw.request(COMPLETIONS, body_of(COMPLETIONS, max_tokens=40, ignore_eos=True))
-        socks = [raw.connect(data) for _ in range(96)]
-        for sock in socks:
-            with sock:
-                head = sock.recv(4096).decode().lower()
-            status = int(head.split()[1])
-            took = int(re.findall(r"openai-processing-ms: (\d+)", head)[0]) / 1000
-            if status == 503:
-                rejected.append((took, int(re.findall(r"retry-after: (\d+)", head)[0])))
-            else:
-                assert status == 200, head
-                served.append(took)
+    began: float
+    ended: float = 0.0
+    head: str = ""
+
+    @property
+    def status(self) -> int:
+        return int(self.head.split()[1])
+
+    @property
+    def server_seconds(self) -> float:
+        return int(re.findall(r"openai-processing-ms: (\d+)", self.head)[0]) / 1000
+
+
+def ask_many(raw: Raw, seconds: float, more: Callable[[float, int, int], bool]) -> list[Asked]:
+    """Completions of 200 to 600 tokens; one is sent whenever `more(seconds since the start, sent,
+    open)`. Returns once all are answered."""
+    rng, asked = random.Random(19), list[Asked]()
+    began = time.monotonic()
+    with selectors.DefaultSelector() as poll:
+        while poll.get_map() or time.monotonic() < began + seconds:
+            now = time.monotonic()
+            if now < began + seconds and more(now - began, len(asked), len(poll.get_map())):
+                body = body_of(COMPLETIONS, max_tokens=rng.randrange(200, 600), ignore_eos=True)
+                asked.append(Asked(now))
+                sock = raw.connect(raw.request(COMPLETIONS, body))
+                poll.register(sock, selectors.EVENT_READ, asked[-1])
+            for key, _ in poll.select(0.001):
+                assert isinstance(key.fileobj, socket.socket)
+                with key.fileobj as sock:
+                    key.data.head = sock.recv(4096).decode().lower()
+                key.data.ended = time.monotonic()
+                poll.unregister(sock)
+    return asked
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("seconds", [4, pytest.param(60, marks=pytest.mark.faults)])
+def test_t19_overload(edges: Bench, raw: Raw, seconds: int) -> None:
+    """Ten times what it can do, whoever waits: most is refused at once, and what is let in is
+    served as fast as ever."""
+
+    def good(asked: list[Asked], least: float) -> float:
+        """Answers a second, from `least` seconds after the start on, while requests came."""
+        start, end = asked[0].began + least, asked[-1].began
+        return sum(one.status == 200 and start < one.ended < end for one in asked) / (end - start)
 
     with edges.load_and_invariants(max_rss_growth=50 << 20, load=False, failed=100 * seconds):
-        alone = time.monotonic()
-        edges.complete("alone", 40)
-        alone = time.monotonic() - alone
-        while time.monotonic() < stop:
-            burst()
+        began = time.monotonic()
+        edges.complete("alone", 400)
+        alone = time.monotonic() - began
+        part = max(4.0, seconds / 4)
+        served = ask_many(raw, part, lambda now, sent, open: open < 32)
+        peak = good(served, 2 * alone)
+        probes = Load(edges, 0)
+        asked = ask_many(raw, seconds, lambda now, sent, open: sent < 10 * peak * now)
+        probes.stop()
         after = time.monotonic()
-        edges.complete("after", 40)
+        edges.complete("after", 400)
         after = time.monotonic() - after
-        began = time.monotonic()  # as fast as it goes without any overload
-        with ThreadPoolExecutor(16) as pool:
-            list(pool.map(lambda n: edges.complete(f"peak {n}", 40), range(48)))
-        peak = 48 / (time.monotonic() - began)
-    assert len(rejected) > 20 and len(served) > 20
-    if len(served) / seconds < 0.9 * peak / 2:  # the client that floods has one of two cores
-        raise TooSlow(f"{len(served) / seconds:.1f} answers a second, {peak:.1f} without overload")
-    if max(served) > (48 / peak) * 3 * edges.scale:
-        raise TooSlow(f"what was let in took up to {max(served):.1f} s")
-    assert all(1 <= retry <= 60 for _, retry in rejected)
-    times = sorted(took for took, _ in rejected)
+    rejected = [one for one in asked if one.status == 503]
+    served = [one for one in asked if one.status == 200]
+    assert len(rejected) + len(served) == len(asked)
+    assert len(rejected) > len(asked) // 2 and len(served) > 20
+    for one in rejected:
+        assert 1 <= int(re.findall(r"retry-after: (\d+)", one.head)[0]) <= 60
+    assert not check_probes(probes.probes)
+    if slow := check_probe_times(probes.probes, edges.scale):
+        raise TooSlow(slow[0])
+    goodput = good(asked, 2 * alone)
+    # in a few seconds too few are answered for more
+    if goodput < (0.9 if seconds >= 60 else 0.4) * peak:
+        raise TooSlow(f"{goodput:.1f} answers a second, {peak:.1f} without overload")
+    longest = max(one.ended - one.began for one in served)
+    if longest > 2 * 48 / peak * edges.scale:  # as many run and wait
+        raise TooSlow(f"what was let in took up to {longest:.1f} s")
+    times = sorted(one.server_seconds for one in rejected)
     if times[len(times) * 99 // 100] > 0.1 * edges.scale:
         raise TooSlow(f"the slowest refusals took {times[-5:]} s")
     if after > 5.0 * edges.scale:
@@ -317,7 +358,7 @@ def cached(http: httpx.Client, prompt: list[int], **fields: Any) -> int:
     return int(answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
 
 
-def kolmogorov(a: list[float], b: list[float]) -> float:
+def kolmogorov(a: ArrayLike, b: ArrayLike) -> float:
     """The two-sample statistic over its limit at a level of one in a thousand; above 1 they
     differ."""
     x, y = np.sort(a), np.sort(b)
@@ -328,7 +369,7 @@ def kolmogorov(a: list[float], b: list[float]) -> float:
 
 @pytest.mark.timing
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("samples", [25, pytest.param(400, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("samples", [25, pytest.param(1000, marks=pytest.mark.faults)])
 def test_t21_time_does_not_tell_what_another_key_cached(edges: Bench, samples: int) -> None:
     """B asks for what A has cached, for what nobody has and for what B has, by turns."""
     rng = random.Random(21)
@@ -382,8 +423,15 @@ def test_t25_prompts_of_a_million_characters(edges: Bench, copies: int) -> None:
             assert answer.json()["error"]["code"] == "context_length_exceeded"
             return time.monotonic() - began
 
-    with edges.load_and_invariants(max_rss_growth=400 << 20), ThreadPoolExecutor(copies) as pool:
+    with (
+        edges.load_and_invariants(max_rss_growth=400 << 20) as load,
+        ThreadPoolExecutor(copies) as pool,
+    ):
         times = [max(pool.map(ask, [text] * copies)) for text in texts]
+    assert load is not None
+    stall = max(max(np.diff(stream.times), default=0) for stream in load.streams)
+    if stall > 0.5 * edges.scale:
+        raise TooSlow(f"a stream stood still for {stall:.2f} s")
     if max(times) > 0.3 * copies * 2 * edges.scale:  # the load takes a core
         raise TooSlow(f"{times}")
 
@@ -461,27 +509,31 @@ def test_t26_slowloris(edges: Bench, raw: Raw, clients: int) -> None:
     with edges.load_and_invariants(max_rss_growth=50 << 20, failed=clients):
         head = raw.head("GET", "/v1/models")
         part = raw.request(COMPLETIONS, b" " * 1000)[:-900]
-        socks = [raw.connect(head if index % 2 else part) for index in range(clients)]
-        began, ended = time.monotonic(), 0
-        open_ones = set(socks)
-        while open_ones and time.monotonic() < began + 4 * READ_S * edges.scale:
+        began, told = time.monotonic(), 0
+        open_ones = {raw.connect(head if index % 2 else part) for index in range(clients)}
+        for sock in open_ones:
+            sock.setblocking(False)
+        while open_ones and time.monotonic() < began + 60 * edges.scale:
             for sock in list(open_ones):
-                try:
+                with contextlib.suppress(ConnectionError):
                     sock.send(b"a")
-                    sock.setblocking(False)
-                    answer = sock.recv(4096)
+                try:
+                    answer = sock.recv(4096)  # what came before a reset is still there
                 except BlockingIOError:
                     continue
-                except OSError:
+                except ConnectionError:
                     answer = b""
-                ended += b" 408 " in answer
+                told += answer.startswith(b"HTTP/1.1 408 ")
                 open_ones.discard(sock)
                 sock.close()
             time.sleep(0.1 + clients / 2000)  # thousands of them must not slow our own probes
+        took = time.monotonic() - began
         for sock in open_ones:
             sock.close()
         assert not open_ones
-        assert ended > clients // 2
+        assert told == clients
+    if took > 4 * READ_S * edges.scale:
+        raise TooSlow(f"the last was cut after {took:.1f} s")
 
 
 @pytest.mark.timing
@@ -605,15 +657,20 @@ def test_t48_request_ids(edges: Bench) -> None:
 def deep(bench_model: Path) -> Iterator[Bench]:
     """A server that lets a thousand wait."""
     flags = ("--max-num-queued-reqs", "2400", "--max-requests-per-key", "0")
-    with Bench(bench_model, *flags, "--max-num-queued-tokens", "1000000") as started:
+    more = ("--max-num-queued-tokens", "1000000", "--engine-hang-timeout", "600")
+    with Bench(bench_model, *flags, *more) as started:
         yield started
 
 
 @pytest.mark.faults
 @pytest.mark.timing
-@pytest.mark.parametrize("backlog", [200, 1000])
+@pytest.mark.parametrize("backlog", [300, 1000])
 def test_t52_a_backlog_of_one_key_does_not_hold_up_another(deep: Bench, backlog: int) -> None:
-    """A queues all of them at once; B's requests, one by one, wait for a step or two."""
+    """B's requests, one by one: alone, beside a batch that is full of A's, and before A's queue.
+
+    The queue costs a step at most. A batch takes a core, so that the slowest of B's are compared
+    with the slowest of those beside a batch that nobody waits for.
+    """
 
     def ask(http: httpx.Client) -> float:
         began = time.monotonic()
@@ -623,24 +680,36 @@ def test_t52_a_backlog_of_one_key_does_not_hold_up_another(deep: Bench, backlog:
 
     raw = Raw(deep.server.url, deep.keys[0])
     waits: list[float] = []
-    body = body_of(COMPLETIONS, max_tokens=60, ignore_eos=True, priority=-(10**9))
     with deep.load_and_invariants(load=False, max_rss_growth=60 << 20), deep.client(key=1) as b:
-        alone = sorted(ask(b) for _ in range(20))
-        socks = [raw.connect(raw.request(COMPLETIONS, body)) for _ in range(backlog)]
-        within(20, deep, lambda: sum(held_now(deep)) > backlog * 0.3)
+        alone = [ask(b) for _ in range(100)]
+        body = body_of(COMPLETIONS, max_tokens=1800, ignore_eos=True)
+        with contextlib.ExitStack() as held:
+            for _ in range(15):
+                held.callback(raw.connect(raw.request(COMPLETIONS, body)).close)
+            within(20, deep, lambda: held_now(deep) == (15, 0))
+            beside = [ask(b) for _ in range(100)]
+        deep.check_idle()
+        body |= {"max_tokens": 60_000 // backlog, "priority": -(10**9)}
+        with stopped(deep.engine_pid()):  # until all of them are there
+            socks = [raw.connect(raw.request(COMPLETIONS, body)) for _ in range(backlog)]
+            within(30, deep, lambda: deep.http.get("/load").json()["server_load"] == backlog)
         steps, began = deep.server.metrics()["llmserve:engine_steps_total"], time.monotonic()
-        while sum(held_now(deep)) > 40:
-            waits.append(ask(b))
-            time.sleep(0.02)
+        while held_now(deep)[1] > 20:
+            waits += [ask(b) for _ in range(20)]
         took = time.monotonic() - began
         steps = deep.server.metrics()["llmserve:engine_steps_total"] - steps
         for sock in socks:  # nothing starves
             with sock:
                 assert sock.recv(12) == b"HTTP/1.1 200"
-    assert len(waits) >= 5
-    limit = 2 * alone[-1] + 2 * took / steps
-    if sorted(waits)[int(len(waits) * 0.99)] > limit + 0.02 * deep.scale:
-        raise TooSlow(f"B waited {sorted(waits)[-5:]} s, alone {alone[-3:]} s; limit {limit:.3f} s")
+    assert waits
+    for part, before in ((0.5, alone), (0.99, [*alone, *beside])):
+        limit = 2 * quantile(before, part) + took / steps
+        if (wait := quantile(waits, part)) > limit:
+            raise TooSlow(f"B waited {wait:.4f} s, over {limit:.4f} ({part:.0%} of {len(waits)})")
+
+
+def quantile(values: list[float], part: float) -> float:
+    return sorted(values)[int(len(values) * part)]
 
 
 def test_t56_keys(edges: Bench, raw: Raw) -> None:
@@ -658,23 +727,37 @@ def test_t56_keys(edges: Bench, raw: Raw) -> None:
 
 @pytest.mark.faults
 @pytest.mark.timing
-def test_t56_time_does_not_tell_how_much_of_a_key_is_right(edges: Bench) -> None:
-    """Keys that are wrong in their first byte and in their last: Welch's t over 20,000 requests,
-    the slowest tenth of each left out."""
-    key = edges.keys[0]
-    wrong = ["x" + key[1:], key[:-1] + "x"]
+@pytest.mark.timeout(900)
+def test_t56_time_does_not_tell_how_much_of_a_key_is_right(edges: Bench, raw: Raw) -> None:
+    """Keys that are wrong in their first byte and in their last, 50,000 of each, in pairs: Welch,
+    without the slowest tenth, and Kolmogorov-Smirnov."""
+    key = edges.keys[0].encode()
+    head = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %b\r\n\r\n"
+    pair = [(0, head % (b"x" + key[1:])), (1, head % (key[:-1] + b"x"))]
     times: list[list[float]] = [[], []]
-    url = edges.server.url
-    with edges.load_and_invariants(load=False, failed=20_000), httpx.Client(base_url=url) as http:
-        for index in range(20_000):
-            headers = {"authorization": f"Bearer {wrong[index % 2]}"}
-            began = time.perf_counter()
-            assert http.get("/v1/models", headers=headers).status_code == 401
-            times[index % 2].append(time.perf_counter() - began)
-    a, b = (np.sort(side)[: len(side) * 9 // 10] for side in times)
-    t = (a.mean() - b.mean()) / math.sqrt(a.var() / len(a) + b.var() / len(b))
-    if abs(t) > 4.5:
-        raise TooSlow(f"t is {t:.1f}")
+    with edges.load_and_invariants(load=False, failed=100_000), raw.connect() as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(50_000):
+            random.shuffle(pair)
+            for side, data in pair:
+                began = time.perf_counter()
+                sock.sendall(data)
+                answer = sock.recv(4096)
+                times[side].append(time.perf_counter() - began)
+                while not answer.endswith(b"}"):
+                    answer += sock.recv(4096)
+                assert answer.startswith(b"HTTP/1.1 401 ")
+    first, last = (np.array(side) for side in times)
+    if kolmogorov(first + 0.02 * np.median(first), last) < 1:
+        raise TooSlow("a leak would not be seen here")
+    if abs(t := welch(first, last)) > 4.5 or kolmogorov(first, last) > 1:
+        raise TooSlow(f"t is {t:.1f}, and {kolmogorov(first, last):.2f} times the other limit")
+
+
+def welch(a: np.ndarray, b: np.ndarray) -> float:
+    """Welch's t of two samples, the slowest tenth of each left out."""
+    a, b = (np.sort(side)[: len(side) * 9 // 10] for side in (a, b))
+    return float((a.mean() - b.mean()) / math.sqrt(a.var() / len(a) + b.var() / len(b)))
 
 
 @pytest.mark.timing
