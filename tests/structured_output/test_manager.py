@@ -158,6 +158,18 @@ def test_after_the_end_come_only_ends() -> None:
     assert isinstance(bench.draw(3)[0], EngineError)
 
 
+def test_tokens_that_the_request_forbids_are_none_of_the_grammar() -> None:
+    bench = Bench([[3, 33], [5, 34], [7]], allowed_token_ids=[3, 34, 5], bad_words_token_ids=[[5]])
+    assert bench.allowed() == [3]
+    assert bench.draw(3) == []
+    assert bench.allowed() == [34]
+    assert bench.draw(34) == []
+    error = bench.allowed()
+    assert isinstance(error, GrammarError) and "allowed_token_ids" in error.message
+    bench = Bench([[3, 33]], bad_words_token_ids=[[33], [3, 5]])
+    assert bench.allowed() == [3]
+
+
 def test_a_dead_end_is_the_grammars_fault() -> None:
     error = Bench([[]]).allowed()
     assert isinstance(error, GrammarError) and error.code == GRAMMAR_ERROR

@@ -32,6 +32,7 @@ class _Walk:
     thought: Thought | None
     num_output: int = 0
     way: Way | None = None  # to the end of a text that would be cut off
+    barred: np.ndarray | None = None  # words of tokens that the request itself forbids
 
 
 @dataclass(slots=True)
@@ -65,13 +66,13 @@ class GrammarManager:
     def enter(self, key: int, params: SamplingParams) -> bool:
         """Whether the request can run at once; else `take_ready` will name it."""
         if params.grammar is None:
-            self._walks[key] = _walk(None, params)
+            self._walks[key] = self._walk(None, params)
             return True
         grammar = self.compiler.get(params.grammar)
         if grammar is None:
             self._waiting.setdefault(params.grammar.key, []).append((key, params))
             return False
-        self._walks[key] = _walk(grammar.start(), params)
+        self._walks[key] = self._walk(grammar.start(), params)
         return True
 
     def take_ready(self) -> list[tuple[int, LLMServeError | None]]:
@@ -80,7 +81,7 @@ class GrammarManager:
         for name, result in self.compiler.take_done():
             for key, params in self._waiting.pop(name, ()):
                 if isinstance(result, CompiledGrammar):
-                    self._walks[key] = _walk(result.start(), params)
+                    self._walks[key] = self._walk(result.start(), params)
                     ready.append((key, None))
                 else:
                     ready.append((key, _coded(result)))
@@ -159,6 +160,11 @@ class GrammarManager:
             words[:] = self._only_end  # of a request that ignores it
             return None
         walk.matcher.fill(words)
+        if walk.barred is not None and words.any():
+            words &= ~walk.barred
+            if not words.any():
+                fault = "the grammar needs a token that allowed_token_ids or bad_words forbid"
+                return _coded(GrammarError(fault))
         if walk.num_output < walk.params.min_tokens:
             early = words & ~self._words_of([*self._eos, *walk.params.stop_token_ids])
             if early.any():  # a text that is complete may end all the same
@@ -174,7 +180,7 @@ class GrammarManager:
         vocabulary, params = self.compiler.vocabulary, walk.params
         if walk.num_output == 0 and vocabulary is not None and not params.ignore_eos:
             assert params.grammar is not None
-            if params.grammar.kind in ("json", "structural_tag"):
+            if params.grammar.kind in ("json", "structural_tag") and walk.barred is None:
                 if self._closing is None:
                     self._closing = Closing(vocabulary, self._only_end)
                 assert walk.matcher is not None
@@ -209,16 +215,21 @@ class GrammarManager:
         fits = token in self._eos if walk.matcher.ended() else walk.matcher.accept(token)
         return None if fits else EngineError(f"token {token} was drawn against the grammar")
 
+    def _walk(self, matcher: Matcher | None, params: SamplingParams) -> _Walk:
+        budget, barred = params.reasoning_budget, None
+        if params.allowed_token_ids is not None:
+            barred = ~self._words_of(params.allowed_token_ids)
+        if alone := [word[0] for word in params.bad_words_token_ids if len(word) == 1]:
+            bad = self._words_of(alone)
+            barred = bad if barred is None else barred | bad
+        thought = None if budget is None else Thought(budget)
+        return _Walk(matcher, params, thought, barred=barred)
+
     def _words_of(self, tokens: list[int]) -> np.ndarray:
         words = np.zeros(self._num_words, np.uint32)
         for token in tokens:
             words[token // 32] |= np.uint32(1 << token % 32)
         return words.view(np.int32)
-
-
-def _walk(matcher: Matcher | None, params: SamplingParams) -> _Walk:
-    budget = params.reasoning_budget
-    return _Walk(matcher, params, None if budget is None else Thought(budget))
 
 
 def _broken(error: Exception) -> LLMServeError:
