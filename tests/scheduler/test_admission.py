@@ -38,8 +38,8 @@ def _refused(episode: Episode, message: EngineRequest) -> RequestExtra:
         (_message([1] * 64), "context_length_exceeded", "64 tokens.*at most 63"),
         (_message([1, VOCABULARY]), "invalid_request_error", "97 is outside 0 to 96"),
         (_message([-1]), "invalid_request_error", "-1 is outside 0 to 96"),
-        (_message([1], stop_token_ids=[97]), "invalid_request_error", "stop_token_ids"),
-        (_message([1], logprobs=98), "invalid_request_error", "logprobs"),
+        (_message([1], stop_token_ids=[97]), "integer_above_max_value", "stop_token_ids"),
+        (_message([1], logprobs=98), "integer_above_max_value", "logprobs"),
     ],
 )
 def test_bad_requests_are_answered(message: EngineRequest, error: str, says: str) -> None:
