@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 import random
 from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ from llmserve.config.cache import CacheConfig
 from llmserve.config.scheduler import SchedulerConfig
 from llmserve.core.kv_spec import FullAttentionSpec
 from llmserve.core.messages import EngineRequest
+from llmserve.core.request import Request
 from llmserve.core.sampling_params import SamplingParams
 from llmserve.core.scheduler_output import ModelRunnerOutput, SchedulerOutput
 from llmserve.kv_cache.groups import make_kv_cache_config
+from llmserve.kv_cache.manager import Hit
 from llmserve.scheduler.cost import StepCosts
 from llmserve.scheduler.scheduler import Scheduler
 
@@ -91,6 +94,29 @@ def test_a_long_prompt_holds_up_no_decode(believed: float) -> None:
     assert sum(seconds) < 2.2 * sum(held_up)
 
 
+def test_who_has_no_room_is_not_looked_up_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine, lookups = Machine(costs=True), 0
+    for wire_id in range(8):
+        machine.send(wire_id, 200, 1000)
+    for _ in range(40):
+        machine.step()
+    machine.send(8, PROMPT, 1)
+    machine.send(9, PROMPT, 1)
+    lookup = machine.scheduler.kv.lookup
+
+    def counted(request: Request) -> Hit:
+        nonlocal lookups
+        lookups += 1
+        return lookup(request)
+
+    monkeypatch.setattr(machine.scheduler.kv, "lookup", counted)
+    steps = 0
+    while len(machine.scheduler.requests) == 10:
+        machine.step()
+        steps += 1
+    assert steps > 50 and lookups < 10
+
+
 def test_the_limit_is_kept_in_milliseconds() -> None:
     seconds = [seconds for _, seconds in Machine(costs=True, most=0.01).prefill()]
     assert 0.005 < np.median(seconds) < 0.0105 and np.percentile(seconds, 99) < 0.013
@@ -130,8 +156,78 @@ def test_stalls_say_nothing_and_small_prompts_little() -> None:
     for seconds in [0.002, 9.0, 0.002, 7.0, 0.002]:
         costs.observe(4, 1000, seconds)
     assert costs.room(4) == pytest.approx(1500) == costs.room(7)
-    costs.observe(0, 63, 1.0)  # too few to tell
+    costs.observe(0, 10, 1.0)
     assert costs.room(4) == pytest.approx(1500)
     for _ in range(9):
         costs.observe(4, 100, 0.001)  # they rode along for nothing
-    assert costs.room(4) == 400
+    assert costs.room(4) == pytest.approx(1500)
+    fresh = StepCosts(None, 0)
+    for _ in range(9):
+        fresh.observe(4, 0, 0.001)
+        fresh.observe(4, 200, 0.001)
+    assert fresh.room(4) == 800
+
+
+def test_a_time_that_does_not_grow_with_the_tokens_is_told_from_theirs() -> None:
+    costs, rng = StepCosts(None, 0), random.Random(2)
+    for _ in range(30):
+        costs.observe(4, 0, 0.001 * rng.uniform(0.95, 1.05))
+    for _ in range(60):
+        weight = rng.choice((150, 600))
+        costs.observe(4, weight, (0.001 + 0.0005 + 1e-6 * weight) * rng.uniform(0.99, 1.01))
+    assert costs.room(4) == pytest.approx(1000, rel=0.15)  # 1.5 ms less 0.5 ms
+    assert StepCosts(0.01, 0).room(4) > 1 << 30
+    for _ in range(60):
+        weight = rng.choice((150, 600))
+        costs.observe(4, weight, (0.001 + 0.005 + 1e-6 * weight) * rng.uniform(0.99, 1.01))
+    assert costs.room(4) == 2400  # two thirds of 6 ms, but four times what was tried
+
+
+def _fixed(step: int) -> tuple[float, float]:
+    return 4e-3, 1.0
+
+
+def _slow_start(step: int) -> tuple[float, float]:
+    return 0.0, 10.0 if step < 12 else 1.0
+
+
+def _bimodal(step: int) -> tuple[float, float]:
+    return 0.0, random.Random(step).choice((1.0, 3.0))
+
+
+class Whimsical(Machine):
+    """`whim` gives the seconds of a step that prompts take whatever their length, and by how much
+    the step is slower than it should be; a row of decodes adds `row` seconds."""
+
+    def __init__(self, whim: Callable[[int], tuple[float, float]], row: float, costs: bool) -> None:
+        super().__init__(costs)
+        self.whim, self.row, self.num_steps = whim, row, 0
+
+    def seconds(self, plan: SchedulerOutput) -> float:
+        self.num_steps += 1
+        fixed, slower = self.whim(self.num_steps)
+        prompts = plan.num_scheduled > 1
+        rows = self.row * np.count_nonzero(~prompts)
+        return (super().seconds(plan) + rows + fixed * prompts.any()) * slower
+
+
+@pytest.mark.parametrize("row", [0.0, 1.6e-4])
+@pytest.mark.parametrize("whim", [_fixed, _slow_start, _bimodal])
+@pytest.mark.parametrize(("length", "max_tokens"), [(1000, 1), (1000, 60), (50, 20)])
+def test_a_queue_behind_one_decode_gets_on(
+    length: int, max_tokens: int, whim: Callable[[int], tuple[float, float]], row: float
+) -> None:
+    seconds = []
+    for costs in (False, True):
+        machine = Whimsical(whim, row, costs)
+        machine.send(0, 200, 800)
+        for _ in range(40):
+            machine.step()
+        began = machine.now
+        for wire_id in range(1, 201):
+            machine.send(wire_id, length, max_tokens)
+        while len(machine.scheduler.requests) > 1:
+            machine.step()
+        seconds.append(machine.now - began)
+    unlimited, limited = seconds
+    assert limited < 2.5 * unlimited

@@ -6,21 +6,27 @@ import math
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable
+from statistics import median_high
 
 _TIMES = 2.5  # a step without prompts; some take longer than was foreseen and stay under 3
-_GROWTH = 4  # from the largest recent prompt on, as small ones ride along for less than their share
+_SHARE = 2 / 3  # of the time of all else in the step that prompts get at least: two fifths of it
+_GROWTH = 4  # from what was tried on: small prompts ride along for less than their share
 _ANY = 1e12  # weight: no limit
-_DECODES, _PROMPTS = 15, 9  # steps that are remembered
+_DECODES, _PROMPTS = 15, 24  # steps that are remembered
+_ENDS = 3  # of them, the lightest and the heaviest, of which a line is drawn
+_LIGHT = 8  # of so many steps one is light, so that both ends are known
+_APART = 1.5  # times the weight of the lightest that tells a line from a point
 
 
 class StepCosts:
     """Learns what steps take from those that have run.
 
-    A step of decodes has its own time for each power of two of rows. What prompts add is put down
-    to their tokens; a token at position p weighs 1 + p * `context_cost`, which is what attention to
-    one more token costs in units of all that does not depend on the context. Both are medians: a
-    stall says nothing. `most` seconds may a step take, None is 2.5 times the one without prompts;
-    but the first prompt gets on by `least` tokens, whatever they cost.
+    A step of decodes has its own time for each power of two of rows. Prompts add a time that does
+    not depend on how long they are, and one for each of their tokens; a token at position p weighs
+    1 + p * `context_cost`, which is what attention to one more token costs in units of all that
+    does not depend on the context. All are medians: a stall says nothing. `most` seconds may a step
+    take. None is 2.5 times the one without prompts, or more where prompts would hardly get on; and
+    the first prompt gets on by `least` tokens, whatever they cost.
     """
 
     def __init__(
@@ -35,7 +41,8 @@ class StepCosts:
         self._most = most
         self._context_cost = context_cost
         self._decodes: defaultdict[int, deque[float]] = defaultdict(lambda: deque(maxlen=_DECODES))
-        self._prompts: deque[tuple[float, float]] = deque(maxlen=_PROMPTS)  # seconds a weight, it
+        self._prompts: deque[tuple[float, float]] = deque(maxlen=_PROMPTS)  # weight, seconds more
+        self._num_rooms = 0
 
     def weight(self, start: int, count: int) -> float:
         """Of the `count` tokens from position `start` on."""
@@ -52,18 +59,34 @@ class StepCosts:
         alone = self._alone(num_decodes)
         if not alone or not self._prompts:
             return _ANY
-        most = self._most or _TIMES * alone
-        second = sorted(self._prompts)[len(self._prompts) // 2][0]
-        room = max(most - alone, 0) / max(second, 1e-12)
-        return min(room, _GROWTH * max(weight for _, weight in self._prompts))
+        steps = sorted(self._prompts, key=lambda step: step[0])
+        ends = min(_ENDS, (len(steps) + 1) // 2)
+        (light, short), (heavy, long) = (
+            [median_high(column) for column in zip(*some, strict=True)]
+            for some in (steps[:ends], steps[-ends:])
+        )
+        fixed = 0.0
+        if heavy > _APART * light:
+            fixed = max(short - (long - short) / (heavy - light) * light, 0.0)
+        second = max((long - fixed) / heavy, 1e-12)  # a unit of weight
+        if self._most:
+            seconds = self._most - alone - fixed
+        else:
+            seconds = max((_TIMES - 1) * alone - fixed, _SHARE * (alone + fixed))
+        room = max(seconds, 0.0) / second
+        self._num_rooms += 1
+        if self._num_rooms % _LIGHT == 0:
+            room /= _GROWTH
+        elif not self._most and heavy <= min(_APART * light, 2 * self.least):
+            room = max(room, 2 * heavy)  # of such steps it cannot be told what their tokens take
+        return min(room, _GROWTH * heavy)
 
     def observe(self, num_decodes: int, weight: float, seconds: float) -> None:
         """A step took `seconds`, with prompts of that weight."""
-        if not weight:
+        if weight:
+            self._prompts.append((weight, max(seconds - self._alone(num_decodes), 0.0)))
+        else:
             self._decodes[num_decodes.bit_length()].append(seconds)
-        elif weight >= self.least:
-            extra = max(seconds - self._alone(num_decodes), 0)
-            self._prompts.append((extra / weight, weight))
 
     def _alone(self, num_decodes: int) -> float:
         """Seconds of a step of decodes, of the nearest size that was seen; 0 where none was."""
@@ -71,5 +94,4 @@ class StepCosts:
             return 0.0
         size = num_decodes.bit_length()
         nearest = min(self._decodes, key=lambda known: abs(known - size))
-        times = sorted(self._decodes[nearest])
-        return times[len(times) // 2]
+        return median_high(self._decodes[nearest])

@@ -369,6 +369,12 @@ class Scheduler:
             return todo
         return fits if fits >= costs.least else 0 if rows.slots else min(todo, costs.least)
 
+    def _is_full(self, rows: _Rows, num_tokens: int) -> bool:
+        """Whether no part of another prompt of `num_tokens` has room beside those in `rows`."""
+        if self._costs is None or rows.room is None:
+            return False
+        return rows.room - rows.weight < min(self._costs.least, num_tokens)
+
     def _add_row(self, rows: _Rows, request: Request, start: int, count: int) -> None:
         rows.slots.append(request.slot)
         rows.starts.append(start)
@@ -394,6 +400,8 @@ class Scheduler:
                 continue
             idle = not self.slots.num_running
             if request.num_blocks_wanted > self.kv.pool.num_available and not idle:
+                break
+            if rows.slots and self._is_full(rows, request.num_tokens):
                 break
             hit = self.kv.lookup(request)
             request.waits_for = self.kv.next_hash(request, hit)
