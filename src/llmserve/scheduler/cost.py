@@ -61,10 +61,7 @@ class StepCosts:
             return _ANY
         steps = sorted(self._prompts, key=lambda step: step[0])
         ends = min(_ENDS, (len(steps) + 1) // 2)
-        (light, short), (heavy, long) = (
-            [median_high(column) for column in zip(*some, strict=True)]
-            for some in (steps[:ends], steps[-ends:])
-        )
+        (light, short), (heavy, long) = _middle(steps[:ends]), _middle(steps[-ends:])
         fixed = 0.0
         if heavy > _APART * light:
             fixed = max(short - (long - short) / (heavy - light) * light, 0.0)
@@ -95,3 +92,8 @@ class StepCosts:
         size = num_decodes.bit_length()
         nearest = min(self._decodes, key=lambda known: abs(known - size))
         return median_high(self._decodes[nearest])
+
+
+def _middle(steps: list[tuple[float, float]]) -> tuple[float, float]:
+    weights, seconds = zip(*steps, strict=True)
+    return median_high(weights), median_high(seconds)
