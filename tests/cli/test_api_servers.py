@@ -18,6 +18,8 @@ from llmserve.core.messages import Clients
 from llmserve.engine.launch import ApiStart
 from llmserve.metrics import board as board_module
 from llmserve.metrics.board import READY, Board
+from llmserve.utils import heartbeat
+from tests.helpers.clock import Clock
 from tests.helpers.frontend import model_info
 
 
@@ -97,26 +99,33 @@ def test_a_dead_one_is_replaced_by_another_client(servers: Servers) -> None:
     assert servers.all.lost() is None
 
 
-def test_a_stuck_one_is_lost_at_the_second_look(
-    servers: Servers, monkeypatch: pytest.MonkeyPatch
+def test_a_stuck_one_is_lost_if_we_were_not_stopped_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = 1000.0
-    clock = SimpleNamespace(monotonic=lambda: now, sleep=lambda seconds: None)
-    monkeypatch.setattr(board_module, "time", clock)
-    monkeypatch.setattr(module, "time", clock)
-    for process in servers.all._processes:
-        process.began = now
-    servers.board(0).beat()
-    now += 5.5  # one is late; the other may take longer to come up
-    assert servers.all.lost() is None
-    assert servers.all.lost() == (0, "the API server has been stuck for 5.5 s")
-    servers.board(0).beat()
-    assert servers.all.lost() is None
-    now += 55.0
-    servers.board(0).beat()
-    assert servers.all.lost() is None
-    lost = servers.all.lost()
-    assert lost is not None and lost[0] == 1
+    clock = Clock()
+    for user in (board_module, heartbeat):
+        monkeypatch.setattr(user, "time", clock)
+    monkeypatch.setattr(module, "Child", FakeChild)
+    with socket.socket() as sock:
+        servers = Servers(tmp_path, sock)
+        servers.board(0).beat()
+        assert servers.all.lost() is None
+        for _ in range(3):
+            clock.now += 600.0  # all were stopped, or the machine
+            assert servers.all.lost() is None
+        servers.board(0).beat()
+        assert servers.all.lost() is None
+        for _ in range(10):  # 5 s: one is nearly late, the other may take longer to come up
+            clock.now += 0.5
+            assert servers.all.lost() is None
+        clock.now += 0.5
+        assert servers.all.lost() == (0, "the API server has been stuck for 5.5 s")
+        for _ in range(120):
+            clock.now += 0.5
+            servers.board(0).beat()
+            if (lost := servers.all.lost()) is not None:
+                break
+        assert lost is not None and lost[0] == 1
 
 
 def test_ready_is_all_of_them(servers: Servers) -> None:

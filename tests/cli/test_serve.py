@@ -4,13 +4,20 @@ import socket
 import stat
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from llmserve.cli.serve import is_ready, listen, ready_block, run
+from llmserve.cli import serve as module
+from llmserve.cli.serve import Supervisor, is_ready, listen, ready_block, run
 from llmserve.config.server import ServerConfig
 from llmserve.core.kv_spec import FullAttentionSpec
+from llmserve.core.messages import EngineReady
 from llmserve.errors import ConfigError
+from llmserve.utils import heartbeat
+from llmserve.utils.heartbeat import Heartbeat
+from tests.helpers.clock import Clock
 from tests.helpers.frontend import model_info
 
 INFO = model_info(kv_specs=[FullAttentionSpec(2, 16, 4)] * 2, tokenizer="t", chat_template="c")
@@ -102,3 +109,99 @@ def test_a_socket_that_is_served_is_not_taken(tmp_path: Path) -> None:
             client.connect(path)
     with pytest.raises(ConfigError, match="AF_UNIX path too long"):
         listen(ServerConfig(uds=str(tmp_path / ("s" * 120))))
+
+
+class FakeApis:
+    """API servers that are lost and found as a test says, and end when they are told to."""
+
+    def __init__(self, *args: Any) -> None:
+        self.lost_slot: tuple[int, str] | None = None
+        self.told = [False]
+        self.before_start = lambda: None
+
+    def set_count(self, count: int) -> None:
+        pass
+
+    def ready(self) -> bool:
+        return True
+
+    def lost(self) -> tuple[int, str] | None:
+        lost, self.lost_slot = self.lost_slot, None
+        return lost
+
+    def replace(self, slot: int) -> None:
+        self.before_start()
+        self.told[slot] = False
+
+    def terminate(self) -> None:
+        self.told = [True] * len(self.told)
+
+    def alive(self) -> bool:
+        return not all(self.told)
+
+
+class FakeEngine:
+    """An engine that is ready and lives."""
+
+    number = 0
+
+    def __init__(self, folder: Path) -> None:
+        self.heartbeat = Heartbeat(str(folder / "heartbeat"))
+        self.messages: list[EngineReady] = [EngineReady(INFO)]
+        self.deaths = 0
+
+    def connect(self, index: int) -> Any:
+        return SimpleNamespace(wait=lambda seconds: None, receive=self.receive)
+
+    def receive(self) -> list[EngineReady]:
+        messages, self.messages = self.messages, []
+        return messages
+
+    def alive(self) -> bool:
+        return True
+
+    def announce_death(self) -> None:
+        self.deaths += 1
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(module, "ApiServers", FakeApis)
+    monkeypatch.setattr(module, "launch_engine", lambda *args, **kwargs: FakeEngine(tmp_path))
+    engine: Any = SimpleNamespace(model=None)
+    sock: Any = None
+    config = ServerConfig(engine_hang_timeout=5, shutdown_timeout=600, api_server_count=1)
+    found = Supervisor(engine, config, sock)
+    found._announced = True
+    return found
+
+
+def test_a_server_that_starts_while_the_signal_comes_is_told_too(supervisor: Any) -> None:
+    supervisor.apis.lost_slot = 0, "gone"
+    supervisor.apis.before_start = lambda: supervisor.on_signal(15, None)
+    assert supervisor.run() == 0
+    assert supervisor.apis.told == [True]
+
+
+def test_an_engine_is_not_hung_where_we_were_stopped_with_it(
+    supervisor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(heartbeat, "time", clock)
+    beat = supervisor.engine.heartbeat
+    beat.idle()
+    assert supervisor._trouble() is None
+    for _ in range(3):
+        clock.now += 3600.0
+        assert supervisor._trouble() is None
+    beat.idle()
+    for _ in range(25):
+        clock.now += 0.2
+        assert supervisor._trouble() is None
+    clock.now += 0.4
+    assert supervisor._trouble().hung
+    beat.idle()
+    supervisor.on_signal(15, None)
+    clock.now += 3600.0
+    assert supervisor.run() == 0
+    assert not supervisor.engine.deaths

@@ -55,11 +55,11 @@ def test_sums_are_of_all_and_what_a_lost_server_had_is_given_back(
         assert (board.places(0), board.places(1), board.sum(PLACES)) == (5, 1, 6)
         assert board.total(ENDED) == 2
     supervisor = Board(str(tmp_path / "board"), num_keys=2)
-    assert supervisor.has_begun(1) and not supervisor.has_begun(0)
+    assert supervisor.sign(1) and not supervisor.sign(0)
     supervisor.replace(1)
     assert (one.places(0), one.places(1), one.sum(PLACES), one.sum(RUNNING)) == (3, 0, 3, 0)
     assert (one.total(ENDED), one.total(RESTARTS)) == (2, 1)
-    assert not supervisor.has_begun(1)
+    assert not supervisor.sign(1)
 
 
 def test_whose_turn_it_is(pair: tuple[Board, Board], clock: Clock) -> None:
@@ -80,14 +80,6 @@ def test_whose_turn_it_is(pair: tuple[Board, Board], clock: Clock) -> None:
     two.beat()
     assert two.accepts(9, False)
     assert two.num_fresh() == 1
-
-
-def test_age(pair: tuple[Board, Board], clock: Clock) -> None:
-    one, two = pair
-    assert one.age(1) == 0
-    two.beat()
-    clock.now += 3.0
-    assert one.age(1) == pytest.approx(3.0)
 
 
 def test_any_page_is_the_sum_of_all(pair: tuple[Board, Board]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llmserve.utils import heartbeat
-from llmserve.utils.heartbeat import Heartbeat
+from llmserve.utils.heartbeat import Heartbeat, Watchdog
 from tests.helpers.clock import Clock
 
 
@@ -82,6 +82,30 @@ def test_the_first_step_has_time_before_any_pace_is_known(
     assert not reader.late(5.0)
     clock.now += 100.0
     assert reader.late(5.0)
+
+
+def test_a_step_is_not_blamed_for_the_one_that_it_was_planned_beside(
+    pair: tuple[Heartbeat, Heartbeat], clock: Clock
+) -> None:
+    writer, reader = pair
+    for _ in range(300):
+        for tokens, seconds in ((8192, 0.002), (8, 0.5), (8, 0.002)):  # those of the one before
+            writer.step(tokens)
+            clock.now += seconds
+    writer.step(8192)
+    clock.now += 20.0
+    assert reader.late(5.0)
+
+
+def test_time_without_looks_is_a_second_at_most(clock: Clock) -> None:
+    dog = Watchdog()
+    assert dog.quiet(7.0) == 0.0
+    clock.now += 0.25
+    assert dog.quiet(7.0) == 0.25
+    clock.now += 1e6
+    assert dog.quiet(7.0) == 1.25
+    clock.now += 1.0
+    assert dog.quiet(8.0) == 0.0
 
 
 def test_real_time(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from llmserve.engine.client import EngineClient
 from llmserve.engine.launch import SUPERVISOR, ApiStart, EngineProcess
 from llmserve.metrics.board import Board
 from llmserve.utils.child import Child, dump_stacks
+from llmserve.utils.heartbeat import Watchdog
 from llmserve.utils.logger import get_logger
 
 logger = get_logger(__name__)
@@ -43,7 +44,7 @@ def default_count(info: ModelInfo, num_cores: int) -> int:
 class _Process:
     child: Child
     client: int
-    began: float
+    watchdog: Watchdog
 
 
 class ApiServers:
@@ -66,7 +67,6 @@ class ApiServers:
         self._path = str(Path(engine.run_dir, "api-servers"))
         self._board = Board(self._path, num_keys=len(server.api_key))
         self._next_client = SUPERVISOR + 1
-        self._late: set[int] = set()  # slots, at the last look
         self._processes: list[_Process] = []
 
     def set_count(self, count: int) -> None:
@@ -82,7 +82,7 @@ class ApiServers:
             self._server, self._model, self._engine.run_dir, client, fd, self._path, slot,
             self._engine.number,
         )  # fmt: skip
-        return _Process(Child("llmserve.api.server", start, (fd,)), client, time.monotonic())
+        return _Process(Child("llmserve.api.server", start, (fd,)), client, Watchdog())
 
     def _tell_engine(self) -> None:
         clients = [SUPERVISOR, *(process.client for process in self._processes)]
@@ -96,21 +96,12 @@ class ApiServers:
             if not process.child.alive():
                 code = process.child.process.poll()
                 return slot, f"the API server process ended (exit code {code})"
-        for slot in range(len(self._processes)):
-            was_late = slot in self._late  # one look may fall into a pause of our own
-            (self._late.add if self._is_late(slot) else self._late.discard)(slot)
-            if was_late and slot in self._late:
-                return slot, f"the API server has been stuck for {self._age(slot):.1f} s"
+        for slot, process in enumerate(self._processes):
+            sign = self._board.sign(slot)
+            quiet = process.watchdog.quiet(sign)
+            if quiet > (self._server.api_hang_timeout if sign else _START_S):
+                return slot, f"the API server has been stuck for {quiet:.1f} s"
         return None
-
-    def _age(self, slot: int) -> float:
-        if self._board.has_begun(slot):
-            return self._board.age(slot)
-        return time.monotonic() - self._processes[slot].began
-
-    def _is_late(self, slot: int) -> bool:
-        begun = self._board.has_begun(slot)
-        return self._age(slot) > (self._server.api_hang_timeout if begun else _START_S)
 
     def replace(self, slot: int) -> None:
         """Ends what is left of a server, gives back what it had and starts another."""
@@ -118,7 +109,6 @@ class ApiServers:
         if process.child.alive() and dump_stacks(process.child.process.pid):
             time.sleep(_DUMP_S)
         process.child.end(0.0)
-        self._late.discard(slot)
         self._board.replace(slot)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(client_address(self._engine.run_dir, process.client).removeprefix("ipc://"))

@@ -25,6 +25,7 @@ from llmserve.core.messages import EngineFailed, EngineLost, EngineReady, ModelI
 from llmserve.engine.launch import SUPERVISOR, launch_engine
 from llmserve.errors import ConfigError
 from llmserve.utils.child import dump_stacks
+from llmserve.utils.heartbeat import Watchdog
 from llmserve.utils.logger import configure, get_logger
 
 logger = get_logger(__name__)
@@ -157,7 +158,7 @@ class Supervisor:
         self._timeout = server.shutdown_timeout
         self._signals = 0
         self._wants_stacks = False
-        self._was_late = False
+        self._watchdog = Watchdog()
         self._said = ""  # by an API server that gave up
         self._engine_restarts, self._api_restarts = Restarts(), Restarts()
         count = server.api_server_count or 1
@@ -174,9 +175,7 @@ class Supervisor:
     def on_signal(self, signum: int, frame: FrameType | None) -> None:
         """The first asks for a drain, the second ends everything now."""
         self._signals += 1
-        if self._signals == 1:
-            self.apis.terminate()
-        else:
+        if self._signals > 1:
             self._timeout = 0.0
 
     def on_sigusr1(self, signum: int, frame: FrameType | None) -> None:
@@ -225,18 +224,19 @@ class Supervisor:
         if lost is not None:
             said, self._said = self._said or lost[1], ""
             return Trouble(said, slot=lost[0])
-        was_late, self._was_late = self._was_late, False
         if self._info is None:
             limit = self._server.engine_start_timeout
             if time.monotonic() - self._began > limit:
                 return Trouble(f"the engine was not ready after {limit:g} s")
-        elif self.engine.heartbeat.late(self._server.engine_hang_timeout):
-            self._was_late = True
-            if was_late:
-                return Trouble(
-                    f"the engine has made no step for {self.engine.heartbeat.age:.1f} s", hung=True
-                )
+        elif self._hangs():
+            age = self.engine.heartbeat.age
+            return Trouble(f"the engine has made no step for {age:.1f} s", hung=True)
         return None
+
+    def _hangs(self) -> bool:
+        heartbeat = self.engine.heartbeat
+        allowed = heartbeat.allowed(self._server.engine_hang_timeout)
+        return self._watchdog.quiet(heartbeat.sign) > allowed
 
     def _restart(self, trouble: Trouble) -> str | None:
         """Starts anew what was lost; or why not, to be added to the cause."""
@@ -270,13 +270,13 @@ class Supervisor:
 
     def _drain(self) -> int:
         logger.info("shutting down; requests in flight get %g s", self._timeout)
+        self.apis.terminate()  # one that was just started too
         end = time.monotonic() + self._timeout + _GOODBYE_S
         told = False
         while self.apis.alive() and time.monotonic() < end and self._signals < 2:
             self.client.wait(_WATCH_INTERVAL_S)
             self.client.receive()
-            late = self.engine.heartbeat.late(self._server.engine_hang_timeout)
-            if not told and (late or not self.engine.alive()):
+            if not told and (self._hangs() or not self.engine.alive()):
                 told = True
                 self.engine.announce_death()
         return 0

@@ -100,14 +100,9 @@ class Board:
 
     # -- the supervisor
 
-    def age(self, slot: int) -> float:
-        """Seconds since the server's last sign; 0 before the first."""
-        beat = self._rows[slot, BEAT]
-        return max(0.0, time.monotonic() - float(beat)) if beat else 0.0
-
-    def has_begun(self, slot: int) -> bool:
-        """Whether the server's event loop has run."""
-        return bool(self._rows[slot, BEAT])
+    def sign(self, slot: int) -> float:
+        """When the server's event loop last gave one; 0 before the first."""
+        return float(self._rows[slot, BEAT])
 
     def is_ready(self, slot: int) -> bool:
         """Whether the server takes requests."""
