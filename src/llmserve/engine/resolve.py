@@ -189,9 +189,9 @@ def _step_costs(
     # that a layer of full attention looks at
     heads = int(model.hf_config.get("num_attention_heads", 0))
     full = [spec for spec in facts.kv_specs if isinstance(spec, FullAttentionSpec)]
-    weights = facts.weight_bytes / full[0].dtype_bytes if full else 1
     attention = 2 * heads * sum(spec.head_dim for spec in full)
-    return StepCosts(most / 1000 if most else None, attention / weights)
+    weights = facts.weight_bytes / full[0].dtype_bytes if full else 0
+    return StepCosts(most / 1000 if most else None, attention / weights if weights else 0.0)
 
 
 def _size_cache(
