@@ -3,8 +3,10 @@
 """The engine in a process of its own, spoken to as the API server does."""
 
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,12 +15,16 @@ import zmq
 from llmserve.core.messages import (
     AbortRequests,
     Clients,
+    EngineOutputs,
     SchedulerStats,
     UtilityCall,
     UtilityResult,
 )
+from llmserve.engine import process as process_module
 from llmserve.engine.channel import Codec, engine_address, push_socket
-from llmserve.engine.launch import EngineProcess, launch_engine
+from llmserve.engine.client import EngineClient
+from llmserve.engine.launch import SUPERVISOR, EngineProcess, launch_engine
+from llmserve.engine.process import EngineCoreProc, Shutdown
 from tests.helpers.fake_engine import Listener, fake_config, request
 
 
@@ -149,6 +155,54 @@ def test_a_client_that_goes_takes_its_requests_with_it(
     )
     assert not other.tokens and not other.extras
     for client in new:
+        client.close()
+
+
+class _AbortedInFlight:
+    """An EngineCore whose one request is aborted while its step runs; it then has no news."""
+
+    grammars = None
+    heartbeat = None
+
+    def __init__(self) -> None:
+        self.news = [{1: EngineOutputs(ids=bytes(4), tokens=bytes(4))}, {1: EngineOutputs()}, {}]
+        self.num_running = [1, 0, 0]
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.news)
+
+    def release_held(self) -> None:
+        if not self.news:
+            raise Shutdown
+
+    def step(self) -> None:
+        self.stats_now = SchedulerStats(num_running=self.num_running.pop(0))
+
+    def take_outputs(self) -> dict[int, EngineOutputs]:
+        return self.news.pop(0)
+
+    def stats(self) -> SchedulerStats:
+        return self.stats_now
+
+
+def test_all_clients_hear_that_nothing_runs_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_module, "_TELL_S", 1e9)
+    monkeypatch.setattr(process_module, "IDLE_BEAT_S", 0.0)
+    clients = [EngineClient(str(tmp_path), index) for index in range(3)]
+    proc = EngineCoreProc(str(tmp_path), range(3))
+    proc._told = time.monotonic()
+    core: Any = _AbortedInFlight()
+    with pytest.raises(Shutdown):
+        proc.run(core)
+    listeners = [Listener(client) for client in clients]
+    for listener in listeners[1:]:
+        listener.until(lambda it: it.other and it.other[-1].num_running == 0)
+    assert not listeners[SUPERVISOR].other
+    proc.close()
+    for client in clients:
         client.close()
 
 

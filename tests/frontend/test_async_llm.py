@@ -220,6 +220,20 @@ async def test_a_lost_engine_keeps_what_had_not_begun(llm: AsyncLLM, client: Fak
     assert llm.lost is not None and llm.lost.code == "engine_hung"
 
 
+async def test_late_words_of_a_lost_engine_are_not_how_the_next_one_stands(
+    llm: AsyncLLM, client: FakeClient
+) -> None:
+    full = SchedulerStats(num_running=9, num_waiting_tokens=10**9)
+    client.put(step(stats=full), EngineLost("the engine process ended", 1), step(stats=full))
+    client.put(EngineReady(llm.model, 1))
+    await settle()
+    assert llm.lost is None
+    assert (llm.stats.num_running, llm.stats.num_waiting_tokens) == (0, 0)
+    client.put(step(stats=SchedulerStats(num_running=1)))
+    await settle()
+    assert llm.stats.num_running == 1
+
+
 async def test_utility_calls(llm: AsyncLLM, client: FakeClient) -> None:
     def answer(message: object) -> None:
         assert isinstance(message, UtilityCall)

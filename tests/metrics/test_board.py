@@ -19,7 +19,7 @@ from llmserve.metrics.board import (
     RUNNING,
     Board,
 )
-from llmserve.metrics.edge import REASONS
+from llmserve.metrics.edge import REASONS, EdgeStats
 from llmserve.metrics.prometheus import EngineHealth, MetricsPage
 from llmserve.metrics.stats import NUM_CELLS, RequestStats
 from tests.helpers.api import model_info
@@ -122,6 +122,19 @@ def test_any_page_is_the_sum_of_all(pair: tuple[Board, Board]) -> None:
         assert values["llmserve:api_dropped_frames_total",] == 8
         assert "process_" not in text  # of which of them?
     assert texts[0] == texts[1]
+
+
+def test_dropped_frames_never_fall(pair: tuple[Board, Board]) -> None:
+    first, second = EdgeStats(pair[0]), EdgeStats(pair[0])  # one takes the place of the other
+    dropped = 3
+    first.dropped_frames = lambda: dropped
+    first.publish()
+    second.dropped_frames = lambda: dropped
+    dropped = 2
+    second.publish()
+    dropped = 4
+    second.publish()
+    assert pair[1].totals(EDGE)[0] == 7
 
 
 def test_sections_hold_what_is_counted() -> None:

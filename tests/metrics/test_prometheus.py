@@ -13,7 +13,8 @@ from tests.metrics.test_stats import timings
 
 STATS = SchedulerStats(
     num_running=3,
-    num_waiting=2,
+    num_waiting=3,
+    num_held=1,
     num_blocks_total=100,
     num_blocks_free=60,
     num_blocks_cached=15,
@@ -138,9 +139,9 @@ def test_values() -> None:
     text, _ = page()
     for name, labels, expected in (
         ("vllm:num_requests_running", {}, 3),
-        ("vllm:num_requests_waiting", {}, 2),
+        ("vllm:num_requests_waiting", {}, 3),
         ("vllm:num_requests_waiting_by_reason", {"reason": "capacity"}, 2),
-        ("vllm:num_requests_waiting_by_reason", {"reason": "deferred"}, 0),
+        ("vllm:num_requests_waiting_by_reason", {"reason": "deferred"}, 1),
         ("vllm:kv_cache_usage_perc", {}, 0.25),
         ("llmserve:kv_blocks", {"state": "free"}, 60),
         ("llmserve:kv_blocks", {"state": "cached"}, 15),

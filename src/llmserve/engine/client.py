@@ -58,7 +58,6 @@ class EngineClient:
     def reconnect(self, engine: int) -> None:
         """Speaks to another engine from now on, which may still have to start."""
         self.engine = engine
-        self.num_dropped_frames = 0  # messages that were none
         self.heartbeat = Heartbeat(heartbeat_path(self._run_dir, engine))
         self._push.close(linger=0)
         self._push = push_socket(self._context, engine_address(self._run_dir, engine))

@@ -67,6 +67,7 @@ class EngineCoreProc:
         self._clients = {index: self._connect(index) for index in clients}
         self._ready: EngineReady | None = None
         self._told = 0.0  # when all clients last heard how it stands
+        self._owes = False  # since then it has changed
         self.num_bad_messages = 0
 
     def _connect(self, client: int) -> zmq.Socket[bytes]:
@@ -104,7 +105,7 @@ class EngineCoreProc:
             if core.has_work:
                 core.step()
             outputs = core.take_outputs()
-            if outputs:
+            if outputs or (self._owes and not core.has_work):
                 self._add_others(outputs, core.has_work)
                 stats = core.stats()
                 stats.num_dropped_frames = self.num_bad_messages
@@ -114,8 +115,11 @@ class EngineCoreProc:
 
     def _add_others(self, outputs: dict[int, EngineOutputs], busy: bool) -> None:
         """Clients without news learn how the engine stands too: now and then, and at the end."""
+        if len(self._clients) <= 2:
+            return
         now = time.monotonic()
-        if len(self._clients) > 2 and (not busy or now - self._told > _TELL_S):
+        self._owes = busy and now - self._told <= _TELL_S
+        if not self._owes:
             self._told = now
             for client in self._clients.keys() - {SUPERVISOR}:
                 outputs.setdefault(client, EngineOutputs())

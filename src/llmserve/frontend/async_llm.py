@@ -317,7 +317,8 @@ class AsyncLLM:
         steps: list[EngineOutputs] = []
         for message in self._client.receive():
             if isinstance(message, EngineOutputs):
-                steps.append(message)
+                if self.lost is None:  # else late words of the engine that was lost
+                    steps.append(message)
             elif isinstance(message, UtilityResult):
                 self._answer(message)
             elif isinstance(message, EngineReady):

@@ -26,6 +26,7 @@ class EdgeStats(Collector):
 
     def __init__(self, board: Board) -> None:
         self.dropped_frames: Callable[[], int] = lambda: 0
+        self._num_dropped = 0  # as published
         self._board = board
         self._cells = board.counters(EDGE)
         assert len(REASONS) < len(self._cells)
@@ -42,7 +43,9 @@ class EdgeStats(Collector):
 
     def publish(self) -> None:
         """Lets the other servers know of what is counted elsewhere."""
-        self._cells[0] = max(self._cells[0], self.dropped_frames())
+        dropped = self.dropped_frames()
+        self._cells[0] += dropped - self._num_dropped
+        self._num_dropped = dropped
 
     def collect(self) -> Iterator[Metric]:
         """All families."""

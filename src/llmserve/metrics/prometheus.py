@@ -166,7 +166,10 @@ class EngineCollector(Collector):
         yield self._gauge(
             "vllm:num_requests_waiting_by_reason",
             "Requests in the queue, by what they wait for.",
-            [(("capacity",), stats.num_waiting), (("deferred",), 0)],
+            [
+                (("capacity",), stats.num_waiting - stats.num_held),
+                (("deferred",), stats.num_held),
+            ],
             "reason",
         )
         info = GaugeMetricFamily(

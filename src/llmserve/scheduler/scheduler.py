@@ -742,6 +742,7 @@ class Scheduler:
             self.counters,
             num_running=self.slots.num_running,
             num_waiting=len(self.waiting) + len(self.held),
+            num_held=len(self.held),
             num_waiting_tokens=self.waiting.num_prompt_tokens,
             num_blocks_total=pool.num_blocks - 1,
             num_blocks_free=pool.num_empty,
