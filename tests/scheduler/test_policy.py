@@ -17,7 +17,7 @@ from llmserve.scheduler.policy import Turns, WaitingQueue, order_of, prompt_gate
 def _request(order: tuple[int, int]) -> Request:
     message = EngineRequest(
         client=0, request_id=order[1], prompt=np.zeros(order[1] % 5 + 1, np.int32).tobytes(),
-        params=SamplingParams(), arrival=0.0,
+        params=SamplingParams(), arrival=0.0, tenant=order[1] % 3,
     )  # fmt: skip
     return Request(message, 100, frozenset(), order=order)
 
@@ -61,14 +61,17 @@ def test_queue_against_a_sorted_list() -> None:
             model.remove(gone)
         if model and rng.random() < 0.3:
             first = min(model, key=lambda r: r.order)
-            assert queue.first() is first and queue.pop() is first
+            assert queue.first() is first and queue.pop(first) is first
             model.remove(first)
             popped += 1
         if not model:
             assert queue.first() is None
         assert len(queue) == len(model)
         assert queue.num_prompt_tokens == sum(r.num_prompt_tokens for r in model)
-        assert len(queue._heap) <= 2 * len(model) + 130, "the dead are not cleared away"
+        others = [r for r in model if r.tenant != 1]
+        assert queue.first(but=1) is min(others, key=lambda r: r.order, default=None)
+        held = sum(map(len, queue._heaps.values()))
+        assert held <= 2 * len(model) + 130, "the dead are not cleared away"
     assert popped > 500
     assert {r.order for r in queue} == {r.order for r in model}
 

@@ -409,3 +409,18 @@ def test_a_tenant_with_a_backlog_does_not_hold_up_another() -> None:
     assert 99 in step()
     while scheduler.has_unfinished():
         step()
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "priority"])
+def test_a_place_that_is_kept_for_others_is_theirs_whose_turn_comes_later(policy: str) -> None:
+    flags = {"max_num_seqs": 3, "scheduling_policy": policy}
+    scheduler = _episode(scheduler=flags).scheduler
+    for wire_id, tenant, length in ((1, 0, 3), (2, 0, 3), (3, 0, 3), (4, 1, 40), (5, 1, 3)):
+        message = _message([tenant + 1] * length, wire_id, max_tokens=9)
+        message.tenant, message.priority = tenant, tenant
+        scheduler.add(message)
+    scheduler.abort(4, 4)  # its turn is over, and the next of its tenant comes after all others
+    scheduler.schedule()
+    running = [scheduler._request_in(slot).wire_id for slot in scheduler.slots.running.tolist()]
+    assert set(running) == {1, 2, 5} and len(scheduler.waiting) == 1
+    scheduler.check_integrity()

@@ -5,6 +5,7 @@
 import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 
 from llmserve.config.scheduler import SchedulerConfig
 from llmserve.core.request import Request
@@ -72,22 +73,26 @@ def prompt_gates(config: SchedulerConfig) -> tuple[Gate, ...]:
 
 
 class WaitingQueue:
-    """A heap of requests by `order`. One that finished meanwhile is skipped when it comes up."""
+    """A heap of requests by `order` for each tenant. One that finished meanwhile is skipped when it
+    comes up."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[tuple[int, ...], Request]] = []
+        self._heaps: dict[int, list[tuple[tuple[int, ...], Request]]] = {}
+        self._num_waiting = 0
         self._num_finished = 0
         self.num_prompt_tokens = 0
 
     def __len__(self) -> int:
-        return len(self._heap) - self._num_finished
+        return self._num_waiting
 
     def __iter__(self) -> Iterator[Request]:
-        return (request for _, request in self._heap if request.finish_reason is None)
+        items = chain.from_iterable(self._heaps.values())
+        return (request for _, request in items if request.finish_reason is None)
 
     def push(self, request: Request) -> None:
         """Adds a request; its `order` is unique."""
-        heapq.heappush(self._heap, (request.order, request))
+        heapq.heappush(self._heaps.setdefault(request.tenant, []), (request.order, request))
+        self._num_waiting += 1
         self.num_prompt_tokens += request.num_prompt_tokens
 
     def push_all(self, requests: Iterable[Request]) -> None:
@@ -95,27 +100,34 @@ class WaitingQueue:
         for request in requests:
             self.push(request)
 
-    def first(self) -> Request | None:
-        """The request that goes next, still in the queue."""
-        while self._heap:
-            request = self._heap[0][1]
-            if request.finish_reason is None:
-                return request
-            heapq.heappop(self._heap)
-            self._num_finished -= 1
-        return None
+    def first(self, but: int | None = None) -> Request | None:
+        """The request that goes next, still in the queue; none of the tenant `but`."""
+        best: tuple[tuple[int, ...], Request] | None = None
+        for tenant, heap in list(self._heaps.items()):
+            while heap and heap[0][1].finish_reason is not None:
+                heapq.heappop(heap)
+                self._num_finished -= 1
+            if not heap:
+                del self._heaps[tenant]
+            elif tenant != but and (best is None or heap[0] < best):
+                best = heap[0]
+        return None if best is None else best[1]
 
-    def pop(self) -> Request:
+    def pop(self, request: Request) -> Request:
         """Removes what `first` has just returned."""
-        request = heapq.heappop(self._heap)[1]
-        self.num_prompt_tokens -= request.num_prompt_tokens
+        heapq.heappop(self._heaps[request.tenant])
+        self._left(request)
         return request
 
     def discard(self, request: Request) -> None:
         """A request in the queue has just got its `finish_reason`."""
-        self.num_prompt_tokens -= request.num_prompt_tokens
+        self._left(request)
         self._num_finished += 1
-        if self._num_finished > 64 and 2 * self._num_finished > len(self._heap):
-            self._heap = [item for item in self._heap if item[1].finish_reason is None]
-            heapq.heapify(self._heap)
-            self._num_finished = 0
+        if self._num_finished > 64 + self._num_waiting:
+            waiting, self._heaps = list(self), {}
+            self._num_waiting = self._num_finished = self.num_prompt_tokens = 0
+            self.push_all(waiting)
+
+    def _left(self, request: Request) -> None:
+        self._num_waiting -= 1
+        self.num_prompt_tokens -= request.num_prompt_tokens

@@ -389,14 +389,16 @@ class Scheduler:
         passed: list[Request] = []
         while budget and self.slots.free and len(passed) < _MAX_PASSED:
             request = self.waiting.first()
+            if (
+                request is not None
+                and len(self.slots.free) == 1
+                and self._admission.turns.leaves_last(request.tenant, self.slots.num_running)
+            ):
+                request = self.waiting.first(but=request.tenant)
             if request is None or request.num_in_flight:
                 break
-            if len(self.slots.free) == 1 and self._admission.turns.leaves_last(
-                request.tenant, self.slots.num_running
-            ):
-                break
             if request.waits_for and any([request.waits_for in names for names in computing]):
-                passed.append(self.waiting.pop())
+                passed.append(self.waiting.pop(request))
                 continue
             idle = not self.slots.num_running
             if request.num_blocks_wanted > self.kv.pool.num_available and not idle:
@@ -406,7 +408,7 @@ class Scheduler:
             hit = self.kv.lookup(request)
             request.waits_for = self.kv.next_hash(request, hit)
             if request.waits_for and any([request.waits_for in names for names in computing]):
-                passed.append(self.waiting.pop())
+                passed.append(self.waiting.pop(request))
                 continue
             todo = min(request.num_tokens, request.max_total_tokens - 1) - hit.num_tokens
             count = self._trim(hit.num_tokens, todo, budget, rows)
@@ -416,7 +418,7 @@ class Scheduler:
             slot = self.slots.free[-1]
             if not self.kv.enter(slot, request, hit, end, self.slots.num_running):
                 break
-            self.waiting.pop()
+            self.waiting.pop(request)
             self._start(request, hit.num_tokens)
             assert request.slot == slot
             self.counters.num_chunked_prefills += count < todo and request.num_preemptions == 0
