@@ -172,3 +172,5 @@ def test_the_line_is_vllms_and_silent_when_idle() -> None:
     last = log.line(idle, 30.0)
     assert last is not None and "throughput: 0.0 tokens/s" in last and "Running: 0" in last
     assert log.line(idle, 40.0) is None
+    anew = log.line(SchedulerStats(num_running=1, prefix_queries=10, prefix_hits=9), 50.0)
+    assert anew is not None and "hit rate: 90.0%" in anew

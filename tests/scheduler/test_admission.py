@@ -68,13 +68,15 @@ def test_what_never_fits_is_refused_with_the_numbers() -> None:
         ({"max_num_queued_tokens": 25}, "20 prompt tokens are waiting already; at most 25"),
     ],
 )
-def test_a_full_queue_is_503(flags: dict[str, int], says: str) -> None:
+@pytest.mark.parametrize("held", [False, True])
+def test_a_full_queue_is_503(flags: dict[str, int], says: str, held: bool) -> None:
     episode = _episode(scheduler=flags)
     for wire_id in (1, 2):
-        episode.scheduler.add(_message([1] * 10, wire_id))
+        episode.scheduler.add(_message([1] * 10, wire_id), hold=held)
     extra = _refused(episode, _message([1] * 10, 3))
     assert extra.error == "server_is_overloaded" and says in (extra.message or "")
-    assert episode.scheduler.stats().num_waiting == 2
+    stats = episode.scheduler.stats()
+    assert (stats.num_waiting, stats.num_waiting_tokens, stats.num_held) == (2, 20, 2 * held)
 
 
 def test_without_chunks_a_prompt_must_fit_a_step() -> None:

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.engine_step import LONG, SHORT, measure
 from llmserve.core.messages import EngineRequest
 from llmserve.core.sampling_params import SamplingParams
-from llmserve.core.scheduler_output import SchedulerOutput
+from llmserve.core.scheduler_output import ModelRunnerOutput, SchedulerOutput
 from llmserve.errors import RequestError
 from llmserve.scheduler import scheduler as scheduler_module
 from tests.helpers.simulation import Episode, World
@@ -80,7 +80,7 @@ def test_a_held_request_waits_outside_the_queue_until_it_is_released() -> None:
     key = 4 << 32 | 1
     for _ in range(2):
         scheduler.release(key)
-    assert scheduler.has_unfinished() and scheduler.held == {key + 1}
+    assert scheduler.has_unfinished() and scheduler.held == {key + 1: 2}
     plan = scheduler.schedule()
     assert plan is not None and [len(new.token_ids) for new in plan.new_requests] == [2]
 
@@ -424,3 +424,31 @@ def test_a_place_that_is_kept_for_others_is_theirs_whose_turn_comes_later(policy
     running = [scheduler._request_in(slot).wire_id for slot in scheduler.slots.running.tolist()]
     assert set(running) == {1, 2, 5} and len(scheduler.waiting) == 1
     scheduler.check_integrity()
+
+
+def test_only_prompts_that_are_looked_up_are_queries() -> None:
+    episode = _episode()
+    for wire_id, scored in ((1, None), (2, 0)):
+        message = _message([1, 2, 3, 4, 5, 6], wire_id, prompt_logprobs=scored)
+        message.params.extra_args = {"content": 0}
+        episode.scheduler.add(message)
+    _plan(episode)
+    assert episode.scheduler.stats().prefix_queries == 6
+    episode.scheduler.kv.enable_caching = False
+    episode.scheduler.add(_message([1, 2, 3, 4, 5, 6], 3))
+    assert episode.scheduler.schedule() is not None
+    assert episode.scheduler.stats().prefix_queries == 6
+
+
+@pytest.mark.parametrize(("invalid", "corrupted"), [(1, 1), (2, 0)])
+def test_logits_that_are_not_finite_are_counted(invalid: int, corrupted: int) -> None:
+    episode = _episode(depth=1)
+    episode.scheduler.add(_message([1, 2, 3]))
+    plan = episode.scheduler.schedule()
+    assert plan is not None
+    output = ModelRunnerOutput(
+        np.zeros((1, 1), np.int32), np.ones(1, np.int32), np.array([invalid], np.int8)
+    )
+    episode.scheduler.commit(plan, output)
+    assert episode.scheduler.stats().num_corrupted == corrupted
+    assert not episode.scheduler.requests

@@ -167,6 +167,7 @@ class SchedulerStats(msgspec.Struct, array_like=True, kw_only=True):
     num_expired: int = 0  # requests whose deadline passed
     num_dropped_frames: int = 0  # messages to the engine that were none
     num_held: int = 0  # of those that wait, those whose grammar is not there yet
+    num_corrupted: int = 0  # requests whose logits were not finite
     compilations: dict[str, int] = {}  # by COMPILATION_KINDS, since the engine was ready
 
 

@@ -105,7 +105,7 @@ class EngineCoreProc:
             if core.has_work:
                 core.step()
             outputs = core.take_outputs()
-            if outputs or (self._owes and not core.has_work):
+            if outputs or self._owes:
                 self._add_others(outputs, core.has_work)
                 stats = core.stats()
                 stats.num_dropped_frames = self.num_bad_messages

@@ -42,6 +42,7 @@ _COUNTERS: list[tuple[str, str, _Number]] = [
     ("vllm:num_preemptions", "Requests taken out of the batch.", lambda s: s.num_preemptions),
     ("vllm:prefix_cache_queries", "Prompt tokens looked up.", lambda s: s.prefix_queries),
     ("vllm:prefix_cache_hits", "Prompt tokens found.", lambda s: s.prefix_hits),
+    ("vllm:corrupted_requests", "Requests with logits not finite.", lambda s: s.num_corrupted),
     ("llmserve:engine_steps", "Steps of the engine.", lambda s: s.num_steps),
     ("llmserve:tokens_computed", "Tokens run through the model.", lambda s: s.num_tokens_computed),
     (

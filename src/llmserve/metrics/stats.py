@@ -247,6 +247,8 @@ class ThroughputLog:
         generation = (requests.num_generation_tokens - self._generation) / seconds
         queries = stats.prefix_queries - self._queries
         hits = stats.prefix_hits - self._hits
+        if queries < 0:  # another engine counts anew
+            queries, hits = stats.prefix_queries, stats.prefix_hits
         self._time = now
         self._prompt = requests.num_prompt_tokens
         self._generation = requests.num_generation_tokens

@@ -11,7 +11,7 @@ from llmserve.core.messages import EngineRequest
 from llmserve.core.request import Request
 from llmserve.errors import ContextLengthError, OverloadedError, RequestError
 from llmserve.kv_cache.manager import KVCacheManager
-from llmserve.scheduler.policy import Turns, WaitingQueue, order_of
+from llmserve.scheduler.policy import Turns, order_of
 
 
 class Admission:
@@ -35,16 +35,13 @@ class Admission:
         self.num_admitted = 0
         self.turns = Turns()
 
-    def admit(self, message: EngineRequest, waiting: WaitingQueue, num_held: int = 0) -> Request:
-        """Raises RequestError for what can never run, OverloadedError where the queue is full.
-
-        `num_held` requests wait outside the queue.
-        """
+    def admit(self, message: EngineRequest, num_waiting: int, num_waiting_tokens: int) -> Request:
+        """Raises RequestError for what can never run, OverloadedError where too many wait."""
         self._check_prompt(message)
         message.params.check_token_ids(self.logits_width)
         request = Request(message, self.max_model_len, self.eos_token_ids)
         self._check_pool(request)
-        self._check_queue(request, waiting, num_held)
+        self._check_queue(request, num_waiting, num_waiting_tokens)
         num_prompt, total = request.num_prompt_tokens, request.max_total_tokens
         turn = self.turns.take(message.tenant, num_prompt, total - num_prompt)
         policy = self.config.scheduling_policy
@@ -93,14 +90,13 @@ class Admission:
                 param="max_tokens",
             )
 
-    def _check_queue(self, request: Request, waiting: WaitingQueue, num_held: int) -> None:
+    def _check_queue(self, request: Request, num_waiting: int, num_waiting_tokens: int) -> None:
         most, tokens = self.config.max_num_queued_reqs, self.config.max_num_queued_tokens
-        if most and len(waiting) + num_held >= most:
+        if most and num_waiting >= most:
             raise OverloadedError(f"{most} requests are waiting already")
-        if tokens and waiting.num_prompt_tokens + request.num_prompt_tokens > tokens:
+        if tokens and num_waiting_tokens + request.num_prompt_tokens > tokens:
             raise OverloadedError(
-                f"{waiting.num_prompt_tokens} prompt tokens are waiting already; at most "
-                f"{tokens} may"
+                f"{num_waiting_tokens} prompt tokens are waiting already; at most {tokens} may"
             )
 
     def _seed_of(self, request: Request) -> int:

@@ -107,7 +107,7 @@ class Scheduler:
         assert num_draft_tokens < self.kv.block_size
         self.slots = Slots(config.max_num_seqs, self.kv.block_size)
         self.waiting = WaitingQueue()
-        self.held: set[int] = set()  # keys of requests that wait for something outside
+        self.held: dict[int, int] = {}  # prompt tokens of requests that wait for something outside
         self.requests: dict[int, Request] = {}
         self.counters = SchedulerStats()
         self._deadlines: list[tuple[float, int]] = []  # heap of (deadline, key); may be finished
@@ -141,7 +141,9 @@ class Scheduler:
             self.counters.num_dropped_events += 1
             return
         request = guarded(
-            lambda: self._admission.admit(message, self.waiting, len(self.held)),
+            lambda: self._admission.admit(
+                message, len(self.waiting) + len(self.held), self._num_waiting_tokens()
+            ),
             lambda error: self._refuse(message, error),
         )
         if request is None:
@@ -154,7 +156,7 @@ class Scheduler:
             return
         self.requests[request.key] = request
         if hold:
-            self.held.add(request.key)
+            self.held[request.key] = request.num_prompt_tokens
         else:
             self.waiting.push(request)
         if request.deadline:
@@ -166,7 +168,7 @@ class Scheduler:
     def release(self, key: int) -> None:
         """A held request may run; nothing happens where it has ended meanwhile."""
         if key in self.held:
-            self.held.remove(key)
+            del self.held[key]
             self.waiting.push(self.requests[key])
 
     def fail(self, key: int, error: LLMServeError) -> None:
@@ -213,7 +215,7 @@ class Scheduler:
         if request.slot:
             self._leave(request)
         elif request.key in self.held:
-            self.held.remove(request.key)
+            del self.held[request.key]
         else:
             self.waiting.discard(request)
         del self.requests[request.key]
@@ -440,8 +442,9 @@ class Scheduler:
         if request.queue_time is None:
             request.queue_time = max(time.monotonic() - request.arrival, 0.0)
             request.num_cached_tokens = num_cached
-            self.counters.prefix_queries += request.num_tokens
-            self.counters.prefix_hits += num_cached
+            if self.kv.enable_caching and not request.wants_prompt_logprobs:
+                self.counters.prefix_queries += request.num_tokens
+                self.counters.prefix_hits += num_cached
         request.slot = self.slots.enter(request, num_cached)
         self._admission.turns.entered(request.tenant, request.order[1])
         for token in request.params.stop_token_ids:
@@ -683,6 +686,8 @@ class Scheduler:
         error: LLMServeError = NumericalError("the model's logits for this request were not finite")
         if invalid > 1:
             error = EngineError("This request's sampling failed.")
+        else:
+            self.counters.num_corrupted += 1
         self._finish(request, "error", error=error)
 
     def _commit_departed(self, flight: _InFlight, output: ModelRunnerOutput, i: int) -> None:
@@ -745,11 +750,14 @@ class Scheduler:
             num_running=self.slots.num_running,
             num_waiting=len(self.waiting) + len(self.held),
             num_held=len(self.held),
-            num_waiting_tokens=self.waiting.num_prompt_tokens,
+            num_waiting_tokens=self._num_waiting_tokens(),
             num_blocks_total=pool.num_blocks - 1,
             num_blocks_free=pool.num_empty,
             num_blocks_cached=pool.num_cached_free,
         )
+
+    def _num_waiting_tokens(self) -> int:
+        return self.waiting.num_prompt_tokens + sum(self.held.values())
 
     def reset_prefix_cache(self) -> bool:
         """Forgets all cached prefixes; False, and nothing done, while anything runs."""
@@ -777,7 +785,7 @@ class Scheduler:
             for token in request.params.stop_token_ids:
                 stops[token] += 1
         assert np.array_equal(stops, self._num_stops) and np.array_equal(stops > 0, self._stops)
-        assert {r.key for r in waiting + running} | self.held == self.requests.keys()
+        assert {r.key for r in waiting + running} | self.held.keys() == self.requests.keys()
         assert not any(r.slot for r in waiting + [self.requests[key] for key in self.held])
         assert len(waiting) + len(running) + len(self.held) == len(self.requests)
         if not self._in_flight:
