@@ -20,7 +20,7 @@ import pytest
 
 from tests.helpers.faults import FLAGS, Bench, TooSlow, run_stream
 from tests.helpers.invariants import Ended
-from tests.helpers.server import llmserve
+from tests.helpers.server import llmserve, processes_of
 
 HANG_S = 5.0
 
@@ -163,6 +163,24 @@ def test_t04_controls(own: Bench) -> None:
         time.sleep(3)
         os.kill(pid, signal.SIGCONT)
         own.complete([7 + n % 300 for n in range(2040)], 4)
+
+
+@pytest.mark.faults
+def test_t04_all_are_stopped(own: Bench) -> None:
+    """As when the machine is paused: who comes back first does not end the others for it."""
+    pids, solo = processes_of(own.server.process.pid), own.solos[0]
+    with ThreadPoolExecutor(1) as pool:
+        stream = pool.submit(run_stream, own.http, 0, solo.prompt, 500)
+        wait_for(lambda: own.server.metrics()["vllm:num_requests_running"], 10, "running")
+        for pid in pids:  # the supervisor first
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(HANG_S + 1)
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+            time.sleep(0.5)
+        assert stream.result(60).endings == ["done"]
+    own.check_idle()
+    assert processes_of(own.server.process.pid) == pids
 
 
 @pytest.mark.faults
