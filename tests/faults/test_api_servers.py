@@ -132,7 +132,7 @@ def test_both_answer_as_one(two: Bench) -> None:
                 assert two.http.get("/load").json()["server_load"] >= PER_KEY
             whole, _ = streams.end()
         assert len(whole) == PER_KEY
-        after = [two.server.metrics() for _ in range(6)]
+        after = [two.server.metrics() for _ in range(40)]  # of both, but for one time in 2**39
         log = two.server.output[lines:]
     for name, number in (
         ("vllm:request_success_total", PER_KEY + len(streams.short)),
