@@ -242,7 +242,7 @@ def _priorities_are_turned_round(patch: Patch) -> None:
 
 
 def _prompts_are_cut_all_the_same(patch: Patch) -> None:
-    patch.setattr(Scheduler, "_trim", lambda self, todo, budget: min(todo, budget, 16))
+    patch.setattr(Scheduler, "_trim", lambda self, start, todo, budget, rows: min(todo, budget, 16))
 
 
 PLANTED: list[tuple[Callable[..., None], dict[str, Any], Callable[[Patch], None]]] = [
