@@ -23,7 +23,6 @@ from llmserve.utils.logger import get_logger
 logger = get_logger(__name__)
 
 _START_S = 60.0  # from a process's start to the first sign of its event loop
-_DUMP_S = 0.3  # for stacks to be written
 _TOKENS_S = 50_000  # tokens/s that one server streams one by one (benchmarks/LOG.md)
 _STEP_S = 2.5e-3  # the shortest step there is
 _BYTES_S = 2e12  # of weights, read by a step
@@ -106,8 +105,8 @@ class ApiServers:
     def replace(self, slot: int) -> None:
         """Ends what is left of a server, gives back what it had and starts another."""
         process = self._processes[slot]
-        if process.child.alive() and dump_stacks(process.child.process.pid):
-            time.sleep(_DUMP_S)
+        if process.child.alive():
+            dump_stacks(process.child.process.pid)
         process.child.end(0.0)
         self._board.replace(slot)
         with contextlib.suppress(FileNotFoundError):

@@ -41,7 +41,6 @@ _PROBE_TIMEOUT_S = 1.0
 _GOODBYE_S = 5.0  # what API servers get to end their streams once the engine is gone
 _MAX_RESTARTS = 3
 _RESTARTS_IN_S = 300.0
-_DUMP_S = 0.3  # for stacks to be written
 
 
 def listen(config: ServerConfig) -> socket.socket:
@@ -253,7 +252,6 @@ class Supervisor:
             return None
         if trouble.hung:
             dump_stacks(os.getpid())
-            time.sleep(_DUMP_S)
         self._info, self._began = None, now
         self.client.reconnect(self.engine.number + 1)
         self.engine.restart()

@@ -31,6 +31,7 @@ from llmserve.errors import ConfigError
 T = TypeVar("T")
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_DUMP_S = 0.3  # for the stacks of a process to be written
 _RUN_DIR = "llmserve-"
 _UNLOCKED_S = 10.0  # an empty folder this young may be about to get its owner's lock
 _locks: list[int] = []  # of this process's folders, held until it ends
@@ -131,6 +132,7 @@ def dump_stacks(root: int) -> list[int]:
     for pid in told:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGUSR1)
+        time.sleep(_DUMP_S)  # a stack is written word by word, to what all of them write to
     return told
 
 
