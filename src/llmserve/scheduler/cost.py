@@ -16,6 +16,7 @@ _DECODES, _PROMPTS = 15, 24  # steps that are remembered
 _ENDS = 3  # of them, the lightest and the heaviest, of which a line is drawn
 _LIGHT = 8  # of so many steps one is light, so that both ends are known
 _APART = 1.5  # times the weight of the lightest that tells a line from a point
+_KEEP = 4  # steps that a line is good for
 
 
 class StepCosts:
@@ -41,7 +42,11 @@ class StepCosts:
         self._most = most
         self._context_cost = context_cost
         self._decodes: defaultdict[int, deque[float]] = defaultdict(lambda: deque(maxlen=_DECODES))
-        self._prompts: deque[tuple[float, float]] = deque(maxlen=_PROMPTS)  # weight, seconds more
+        self._prompts: deque[tuple[float, int, float]] = deque(
+            maxlen=_PROMPTS
+        )  # weight, decodes, s
+        self._line = (0.0, 0.0, 0.0, 0.0)
+        self._num_new = 0  # prompts that the line does not know
         self._num_rooms = 0
 
     def weight(self, start: int, count: int) -> float:
@@ -59,13 +64,9 @@ class StepCosts:
         alone = self._alone(num_decodes)
         if not alone or not self._prompts:
             return _ANY
-        steps = sorted(self._prompts, key=lambda step: step[0])
-        ends = min(_ENDS, (len(steps) + 1) // 2)
-        (light, short), (heavy, long) = _middle(steps[:ends]), _middle(steps[-ends:])
-        fixed = 0.0
-        if heavy > _APART * light:
-            fixed = max(short - (long - short) / (heavy - light) * light, 0.0)
-        second = max((long - fixed) / heavy, 1e-12)  # a unit of weight
+        if self._num_new >= min(_KEEP, len(self._prompts)):
+            self._line, self._num_new = self._draw(), 0
+        light, heavy, fixed, second = self._line
         if self._most:
             seconds = self._most - alone - fixed
         else:
@@ -81,9 +82,25 @@ class StepCosts:
     def observe(self, num_decodes: int, weight: float, seconds: float) -> None:
         """A step took `seconds`, with prompts of that weight."""
         if weight:
-            self._prompts.append((weight, max(seconds - self._alone(num_decodes), 0.0)))
+            self._prompts.append((weight, num_decodes, seconds))
+            self._num_new += 1
         else:
             self._decodes[num_decodes.bit_length()].append(seconds)
+
+    def _draw(self) -> tuple[float, float, float, float]:
+        """Weights of light and heavy steps, seconds that prompts take whatever they weigh, and for
+        each unit of weight."""
+        steps = sorted(self._prompts, key=lambda step: step[0])
+        ends = min(_ENDS, (len(steps) + 1) // 2)
+        (light, short), (heavy, long) = self._middle(steps[:ends]), self._middle(steps[-ends:])
+        fixed = 0.0
+        if heavy > _APART * light:
+            fixed = max(short - (long - short) / (heavy - light) * light, 0.0)
+        return light, heavy, fixed, max((long - fixed) / heavy, 1e-12)
+
+    def _middle(self, steps: list[tuple[float, int, float]]) -> tuple[float, float]:
+        more = [max(seconds - self._alone(n), 0.0) for _, n, seconds in steps]
+        return median_high([weight for weight, *_ in steps]), median_high(more)
 
     def _alone(self, num_decodes: int) -> float:
         """Seconds of a step of decodes, of the nearest size that was seen; 0 where none was."""
@@ -92,8 +109,3 @@ class StepCosts:
         size = num_decodes.bit_length()
         nearest = min(self._decodes, key=lambda known: abs(known - size))
         return median_high(self._decodes[nearest])
-
-
-def _middle(steps: list[tuple[float, float]]) -> tuple[float, float]:
-    weights, seconds = zip(*steps, strict=True)
-    return median_high(weights), median_high(seconds)
