@@ -13,7 +13,7 @@ import pytest
 
 from llmserve.parsers.call_grammar import forced_calls, free_calls
 from llmserve.parsers.registry import TOOL_PARSERS
-from llmserve.structured_output.base import CompiledGrammar
+from llmserve.structured_output.base import CompiledGrammar, Matcher
 from llmserve.structured_output.closing import Closing, Way
 from tests.helpers.grammar import BYTES, EOS, WORDS, allowed, grammar, random_schema
 
@@ -117,6 +117,36 @@ def test_text_that_is_no_json_is_cut_where_it_is() -> None:
         assert (words == before).all()
         assert matcher.accept(byte)
         way.took(byte)
+
+
+class Fork(Matcher):
+    """`x` leads to where nothing is allowed, `y` to the end, if there is one."""
+
+    def __init__(self, text: bytes = b"", has_end: bool = True) -> None:
+        self.text, self.has_end = text, has_end
+
+    def accept(self, token: int) -> bool:
+        self.text += bytes([token])
+        return True
+
+    def fill(self, words: np.ndarray) -> None:
+        first = [*b"xy"] if self.has_end else [*b"x"]
+        bits = np.zeros(32 * WORDS, np.uint8)
+        bits[{b"": first, b"y": [EOS]}.get(self.text, [])] = 1
+        words[:] = np.packbits(bits, bitorder="little").view(np.int32)
+
+    def ended(self) -> bool:
+        return False
+
+    def fork(self) -> "Fork":
+        return Fork(self.text, self.has_end)
+
+
+@pytest.mark.parametrize("has_end", [True, False])
+def test_a_dead_end_is_no_way(has_end: bool) -> None:
+    """It may lie beside the way of a text that is fine."""
+    start = Fork(has_end=has_end)
+    assert _closing().walk(start, 20) == ([ord("y")] if has_end else None)
 
 
 def test_what_cannot_end_is_left_alone() -> None:

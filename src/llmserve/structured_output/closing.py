@@ -80,11 +80,13 @@ class Closing:
 
     def _outward(self, words: np.ndarray, is_free: bool) -> list[int]:
         """The allowed tokens that lead out best, the longest first, one for each text begun;
-        in free text that may not be closed any one."""
+        in free text that may not be closed any one. None at a dead end."""
         found = self._ways[is_free] & words
         leads = found.any(axis=1)
         first = int(leads.argmax())
         tokens = _tokens(found[first] if leads[first] else words)
+        if not len(tokens):
+            return []
         if is_free or first < _SURE or len(tokens) > _MAX_BRANCHES:
             return [int(tokens[self._lengths[tokens].argmax()])]
         tokens = tokens[np.argsort(-self._lengths[tokens], kind="stable")]
