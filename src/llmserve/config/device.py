@@ -4,15 +4,11 @@
 
 from dataclasses import dataclass
 
-from llmserve.config.flag import check_all, flag, positive
+from llmserve.config.flag import check_all, flag, positive, up_to
 
 
 def _all_positive(sizes: list[int]) -> str | None:
     return None if min(sizes, default=1) >= 1 else "must be positive"
-
-
-def _threads(value: int) -> str | None:
-    return None if 1 <= value <= 1024 else "must be from 1 to 1024"
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,7 @@ class DeviceConfig:
     )
     tensor_parallel_size: int = flag(1, "Not supported yet beyond 1.", check=positive, short="-tp")
     cpu_threads: int | None = flag(
-        None, "Threads of the CPU backend; default is the physical cores.", check=_threads
+        None, "Threads of the CPU backend; default is the physical cores.", check=up_to(1024)
     )
 
     def __post_init__(self) -> None:

@@ -111,6 +111,11 @@ def not_negative(value: float) -> str | None:
     return None if value >= 0 else "must not be negative"
 
 
+def up_to(most: int) -> Callable[[int], str | None]:
+    """Check: a count of at most `most`."""
+    return lambda value: None if 1 <= value <= most else f"must be from 1 to {most}"
+
+
 def fraction(value: float) -> str | None:
     """Check: in (0, 1]."""
     return None if 0 < value <= 1 else "must be above 0 and at most 1"

@@ -4,11 +4,7 @@
 
 from dataclasses import dataclass
 
-from llmserve.config.flag import check_all, flag, not_negative, positive, size
-
-
-def _rows(value: int) -> str | None:
-    return None if 1 <= value <= 65536 else "must be from 1 to 65536"
+from llmserve.config.flag import check_all, flag, not_negative, positive, size, up_to
 
 
 @dataclass(frozen=True)
@@ -16,7 +12,7 @@ class SchedulerConfig:
     """Budgets and order."""
 
     max_num_seqs: int | None = flag(
-        None, "Most requests in one step, at most 65536.", check=_rows, parse=size
+        None, "Most requests in one step, at most 65536.", check=up_to(65536), parse=size
     )
     max_num_batched_tokens: int | None = flag(
         None, "Most tokens in one step.", check=positive, parse=size

@@ -5,15 +5,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from llmserve.config.flag import check_all, flag, not_negative, positive
+from llmserve.config.flag import check_all, flag, not_negative, positive, up_to
 
 
 def _port(value: int) -> str | None:
     return None if 0 <= value <= 65535 else "must be a port from 0 to 65535"
-
-
-def _servers(value: int) -> str | None:
-    return None if 1 <= value <= 16 else "must be from 1 to 16"
 
 
 def _above_zero(value: float) -> str | None:
@@ -91,7 +87,7 @@ class ServerConfig:
         None,
         "API server processes, 1 to 16. Default: as many as the model's tokens may need, at most "
         "one for 4 cores; 1 without a GPU.",
-        check=_servers,
+        check=up_to(16),
     )
     admin_socket: str | None = flag(
         None, "Unix socket for POST /reset_prefix_cache, for its owner alone."

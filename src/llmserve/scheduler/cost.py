@@ -42,9 +42,8 @@ class StepCosts:
         self._most = most
         self._context_cost = context_cost
         self._decodes: defaultdict[int, deque[float]] = defaultdict(lambda: deque(maxlen=_DECODES))
-        self._prompts: deque[tuple[float, int, float]] = deque(
-            maxlen=_PROMPTS
-        )  # weight, decodes, s
+        # steps with prompts: their weight, decodes beside them, seconds
+        self._prompts: deque[tuple[float, int, float]] = deque(maxlen=_PROMPTS)
         self._line = (0.0, 0.0, 0.0, 0.0)
         self._num_new = 0  # prompts that the line does not know
         self._num_rooms = 0

@@ -134,12 +134,12 @@ class Closing:
         return None
 
     def from_start(self, name: object, start: Matcher) -> int | None:
-        """Tokens of the shortest text of the grammar `name`; None if they are many."""
+        """Tokens of the shortest text of the grammar `name`, its end among them; None if many."""
         if name not in self._starts:
             if len(self._starts) >= _MAX_GRAMMARS:
                 self._starts.clear()
             path = self.walk(start.fork(), _LONGEST)
-            self._starts[name] = None if path is None else len(path)
+            self._starts[name] = None if path is None else len(path) + 1
         return self._starts[name]
 
     def branches(self, words: np.ndarray, is_free: bool) -> tuple[dict[bytes, list[int]], bool]:
