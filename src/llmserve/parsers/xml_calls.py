@@ -40,7 +40,7 @@ class XmlCalls(ToolParser):
         else:
             yield from reader.space()
             begun = yield from reader.at(self.call_opener)
-        while begun and (yield from self._read_call(reader)):
+        while begun and (yield from self.read_call(reader)):
             reader.record("")
             yield from reader.space()
             begun = yield from reader.at(self.call_opener, *self.closers)
@@ -50,7 +50,7 @@ class XmlCalls(ToolParser):
                 break
         reader.rollback()
 
-    def _read_call(self, reader: Reader) -> Step[bool]:
+    def read_call(self, reader: Reader) -> Step[bool]:
         """Reads a call behind the start of its opening tag; False if it is none."""
         head = yield from reader.match(self.call)
         name = self.unescape(head["name"].strip()) if head else ""

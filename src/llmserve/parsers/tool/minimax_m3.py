@@ -6,12 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from llmserve.parsers.base import ToolParser
 from llmserve.parsers.call_grammar import Envelope
 from llmserve.parsers.json_text import dumps
 from llmserve.parsers.reader import Markers, Reader, Step
 from llmserve.parsers.schema_values import to_json, types_of
-from llmserve.parsers.xml_calls import quoted
+from llmserve.parsers.xml_calls import XmlCalls, quoted
 
 _NS = "]<]minimax[>["  # before every tag
 _SECTION, _SECTION_END = f"{_NS}<tool_call>", f"{_NS}</tool_call>"
@@ -27,12 +26,13 @@ class _Element(NamedTuple):
     children: "list[_Element]"
 
 
-class MinimaxM3(ToolParser):
+class MinimaxM3(XmlCalls):
     """`<tool_call>` around `<invoke name="F"><K>` text or elements `</K></invoke>`, and before each
     tag `]<]minimax[>[`. Items of an array are `<item>`. A call is held until its end.
     """
 
-    openers = (_SECTION, _CALL)
+    openers, closers = (_SECTION, _CALL), (_SECTION_END,)
+    call_opener = _CALL
     markers = (_NS,)
     envelope = Envelope(
         f'{_CALL} name="{{name}}">',
@@ -42,24 +42,8 @@ class MinimaxM3(ToolParser):
         after=_SECTION_END,
     )
 
-    def run(self, reader: Reader) -> Step[None]:
-        """See ToolParser."""
-        while opener := (yield from self.next_opener(reader)):
-            if opener == _SECTION:
-                yield from reader.space()
-                opener = yield from reader.at(_CALL)
-            while opener and (yield from self._read_call(reader)):
-                reader.record("")
-                yield from reader.space()
-                opener = yield from reader.at(_CALL, _SECTION_END)
-                if opener != _CALL:
-                    if opener or not (yield from reader.peek()):
-                        reader.commit()
-                    break
-            reader.rollback()
-
-    def _read_call(self, reader: Reader) -> Step[bool]:
-        """Reads a call behind the start of its opening tag; False if it is none."""
+    def read_call(self, reader: Reader) -> Step[bool]:
+        """See XmlCalls."""
         head = yield from reader.match(_HEAD)
         name = head["name"].strip() if head else ""
         if not reader.allows(name):
