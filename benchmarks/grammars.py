@@ -86,13 +86,17 @@ def main() -> None:
     """See above."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="")
+    parser.add_argument("--load-format", default="auto")
     parser.add_argument("--schemas", type=int, default=240)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     for backend in ("auto", "guidance"):
         config = {"backend": backend}
-        with LLM(args.model, max_model_len=2048, structured_outputs_config=config) as llm:
+        with LLM(
+            args.model, load_format=args.load_format, max_model_len=2048,
+            structured_outputs_config=config,
+        ) as llm:  # fmt: skip
             if backend == "auto" and args.schemas:
                 print(dict(judge(llm, args.schemas)), flush=True)
             asked = StructuredOutputsParams(json=LIST)

@@ -14,6 +14,7 @@ from llmserve.kernels.fused_linear import (
     Tile,
     fused_linear,
     fused_linear_torch,
+    parts,
     scratch_size,
     tile_for,
 )
@@ -34,17 +35,25 @@ CASES = [  # tokens, outputs, inputs, tile, bias, norm, act, residual
     (16, 64, 128, Tile(16, 32, 2, 2, 4), False, True, "silu", False),
     (17, 32, 64, Tile(16, 32, 2, 3, 4), True, False, "gelu_tanh", False),
     (64, 32, 128, Tile(32, 64, 2, 2, 4), False, False, None, True),
+    (8, 48, 256, Tile(16, 128, 1, 1, 4), True, True, None, False),
+    (5, 32, 512, Tile(16, 128, 2, 1, 4), False, True, "silu", False),
+    (16, 64, 128, Tile(32, 128, 1, 1, 4), False, False, None, True),
+    (31, 16, 256, Tile(16, 256, 1, 1, 8), True, True, None, True),
 ]
 
 
 TILES = [
     (1, Tile(8, 512, 1, 1, 4)),
+    (8, Tile(16, 1024, 1, 1, 8)),
+    (32, Tile(32, 512, 2, 1, 4)),
     *((few, tile) for few, tiles in module._UNMEASURED.items() for tile in tiles),
     *(
-        (int(few), Tile(*tile))
+        (few, Tile(*tile))
         for table in json.loads(module.TABLES.read_text())
         for tiles in table["tiles"].values()
-        for few, tile in tiles.items()
+        for few, tile in zip(
+            module.FEW, [tiles.get(str(f), tiles["16"]) for f in module.FEW], strict=True
+        )
         if tile
     ),
 ]
@@ -128,16 +137,19 @@ else:
             arch, module._linear_kernel, types, tile.warps, tile.stages,
             K=8 * tile.k * tile.splits, TILE_M=tile_m, TILE_N=tile.n,
             TILE_K=tile.k, SPLITS=tile.splits, NORM=True, ACT=act, BIAS=False,
-            RESIDUAL=act == 0, PDL=True,
+            RESIDUAL=act == 0, PDL=True, PARTS=parts(tile_m, tile),
         )  # fmt: skip
 
 
 def test_unmeasured_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_measured", lambda card: {"96x256": {1: Tile(8, 64, 1, 1, 1)}})
+    measured = {"96x256": {1: (Tile(8, 64, 1, 1, 1),), 16: (), 32: (Tile(32, 64, 1, 3, 4),)}}
+    monkeypatch.setattr(module, "_measured", lambda card: measured)
     device = torch.device("meta")
     module._tile_for.cache_clear()
     assert tile_for(1, 96, 256, False, device) == Tile(8, 64, 1, 1, 1)
     assert tile_for(2, 96, 256, False, device) is None  # measured, and a plain product was better
+    assert tile_for(17, 96, 256, False, device) == Tile(32, 64, 1, 3, 4)
+    assert tile_for(33, 96, 256, False, device) is None
     assert tile_for(1, 96, 256, True, device) == Tile(4, 256, 1, 1, 2)  # of another weight
     assert tile_for(9, 96, 256, True, device) == Tile(32, 64, 2, 3, 4)
     assert tile_for(65, 96, 256, True, device) is None

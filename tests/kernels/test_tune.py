@@ -57,7 +57,7 @@ def test_candidates_divide_fit_and_hold_what_was_measured_best() -> None:
             assert 5 < len(found) == len(set(found)) < 150, (key, few)
             for tile in found:
                 assert tile.divides(product.out_features, product.in_features)
-            if tiles[str(few)] and Tile(*tiles[str(few)]) not in found:
+            if tiles.get(str(few)) and Tile(*tiles[str(few)]) not in found:
                 missing.append((key, few, tiles[str(few)]))
     assert missing == []
 

@@ -71,7 +71,7 @@ if not envs.TRITON_INTERPRET:
         windows = {0} | ({20} if "Gemma" in architecture else set())
         for name in ("_decode_kernel", "_prefill_kernel"):
             assert {n["WINDOW"] for n in seen[name]} == windows
-        assert {n["TILE_M"] for n in seen["_linear_kernel"]} == {1, 16}
+        assert {n["TILE_M"] for n in seen["_linear_kernel"]} == {1, 8, 16}
         assert {n["TILE_T"] for n in seen["_rope_write_kernel"]} == {1, 16}
         assert all(n["PDL"] and n["launch_pdl"] for n in seen["_linear_kernel"])
         truncated = {(n["RANDOM"], n["TRUNCATED"]) for n in seen["_scan_kernel"] if "RANDOM" in n}

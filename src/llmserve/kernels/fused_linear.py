@@ -24,11 +24,13 @@ import torch.nn.functional as F
 
 from llmserve.kernels.rms_norm import rms_norm_torch
 from llmserve.kernels.silu_mul import gated_act_of, gated_act_torch
-from llmserve.kernels.triton_jit import Card, card_of, loop, pdl_of, tl, triton
+from llmserve.kernels.triton_jit import Card, card_of, loop, next_power_of_2, pdl_of, tl, triton
 
 
 class Tile(NamedTuple):
-    """How a product is cut: outputs and inputs of a tile, parts of the inputs, stages, warps."""
+    """How a product is cut: outputs and inputs of a tile, parts of the inputs, stages, warps. Where
+    nothing is staged, the tensor cores of each warp take a part of the tile's inputs, straight from
+    registers, so that a whole tile is on its way before the kernel before has ended."""
 
     n: int
     k: int
@@ -42,12 +44,13 @@ class Tile(NamedTuple):
 
 
 TABLES = Path(__file__).with_suffix(".json")
-FEW = (1, 16, 32, 64)  # tokens, up to which a tile is chosen
+FEW = (1, 8, 16, 32, 64)  # tokens, up to which a tile is chosen
 # Where no card was measured with a weight; the first that divides it.
 _UNMEASURED = {
     1: (Tile(4, 1024, 1, 1, 4), Tile(4, 512, 1, 1, 2), Tile(4, 256, 1, 1, 2), Tile(4, 64, 1, 1, 1)),
     16: (Tile(64, 128, 4, 3, 4), Tile(32, 128, 4, 3, 4), Tile(32, 64, 2, 3, 4)),
 }
+_LEAST = 8  # tokens of the tensor cores' tile
 SCRATCH_FLOATS, SCRATCH_TILES = 1 << 21, 1 << 13
 
 
@@ -63,15 +66,12 @@ def tile_for(
 def _tile_for(
     num_tokens: int, out_features: int, in_features: int, act: bool, card: Card | None
 ) -> Tile | None:
-    few = next((few for few in FEW if num_tokens <= few), None)
+    size = f"{out_features}x{in_features}{'g' if act else ''}"
+    tiles = _measured(card).get(size, _UNMEASURED)
+    few = next((few for few in tiles if num_tokens <= few), None)
     if few is None:
         return None
-    measured = _measured(card).get(f"{out_features}x{in_features}{'g' if act else ''}")
-    if measured is not None:
-        candidates = [measured[few]] if measured.get(few) else []
-    else:
-        candidates = list(_UNMEASURED.get(few, ()))
-    for tile in candidates:
+    for tile in tiles[few]:
         if fits(few, out_features, tile, act) and tile.divides(out_features, in_features):
             return tile
     return None
@@ -91,8 +91,9 @@ def tables_id() -> str:
 
 
 @functools.cache
-def _measured(card: Card | None) -> dict[str, dict[int, Tile]]:
-    """The tiles of the card that is nearest among those of the same family."""
+def _measured(card: Card | None) -> dict[str, dict[int, tuple[Tile, ...]]]:
+    """The tiles of the card that is nearest among those of the same family, none where a plain
+    product is better, by tokens up to which they are meant, in order."""
     tables = json.loads(TABLES.read_text())
     tables = [table for table in tables if card and table["family"] == card.arch // 10]
     if card is None or not tables:
@@ -105,7 +106,7 @@ def _measured(card: Card | None) -> dict[str, dict[int, Tile]]:
         ),
     )
     return {
-        size: {int(few): Tile(*tile) for few, tile in tiles.items() if tile}
+        size: {int(few): (Tile(*tile),) if tile else () for few, tile in tiles.items()}
         for size, tiles in nearest["tiles"].items()
     }
 
@@ -166,7 +167,7 @@ def fused_linear(
     num_tokens, in_features = x.shape
     out_features = weight.shape[0] // (2 if act else 1)
     out = torch.empty(num_tokens, out_features, dtype=x.dtype, device=x.device)
-    tile_m = 1 if num_tokens == 1 else max(16, triton.next_power_of_2(num_tokens))
+    tile_m = _tile_m(num_tokens)
     partial, arrived = scratch
     norm_weight, eps = norm or (x, 0.0)
     _linear_kernel[(out_features // tile.n, tile.splits)](
@@ -174,7 +175,8 @@ def fused_linear(
         out, partial, arrived, num_tokens, out_features, eps,
         K=in_features, TILE_M=tile_m, TILE_N=tile.n, TILE_K=tile.k, SPLITS=tile.splits,
         NORM=norm is not None, ACT={None: 0, "silu": 1, "gelu_tanh": 2}[act],
-        BIAS=bias is not None, RESIDUAL=residual is not None, **pdl_of(x),
+        BIAS=bias is not None, RESIDUAL=residual is not None,
+        PARTS=parts(tile_m, tile), **pdl_of(x),
         num_stages=tile.stages, num_warps=tile.warps,
     )  # fmt: skip
     return out
@@ -182,15 +184,27 @@ def fused_linear(
 
 def scratch_size(num_tokens: int, out_features: int, tile: Tile, act: bool) -> int:
     """Floats of `scratch.partial`: every split's sums, and its share of the norm."""
-    tile_m = 1 if num_tokens == 1 else max(16, triton.next_power_of_2(num_tokens))
     tiles = out_features // tile.n
-    return tiles * tile.splits * tile_m * (tile.n * (2 if act else 1) + 1)
+    return tiles * tile.splits * _tile_m(num_tokens) * (tile.n * (2 if act else 1) + 1)
+
+
+def _tile_m(num_tokens: int) -> int:
+    return 1 if num_tokens == 1 else max(_LEAST, next_power_of_2(num_tokens))
+
+
+def parts(tile_m: int, tile: Tile) -> int:
+    """Of a tile's inputs, that warps take each."""
+    return tile.warps if tile_m > 1 and tile.stages == 1 else 1
 
 
 @triton.jit
-def _multiply(w, x_part, acc, TILE_M: tl.constexpr):
+def _multiply(w, x_part, acc, TILE_M: tl.constexpr, PARTS: tl.constexpr):
     if TILE_M == 1:
         acc += w.to(tl.float32) * tl.trans(x_part).to(tl.float32)
+    elif PARTS > 1:
+        w = tl.reshape(w, [w.shape[0], PARTS, w.shape[1] // PARTS])
+        x_part = tl.reshape(x_part, [PARTS, x_part.shape[0] // PARTS, TILE_M])
+        acc = tl.dot(tl.permute(w, (1, 0, 2)), x_part, acc, input_precision="ieee")
     else:
         acc = tl.dot(w, x_part, acc, input_precision="ieee")
     return acc
@@ -211,7 +225,7 @@ def _linear_kernel(
     x, weight, bias, norm_weight, residual, out, partial, arrived, num_tokens, out_features, eps,
     K: tl.constexpr, TILE_M: tl.constexpr, TILE_N: tl.constexpr, TILE_K: tl.constexpr,
     SPLITS: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr, BIAS: tl.constexpr,
-    RESIDUAL: tl.constexpr, PDL: tl.constexpr,
+    RESIDUAL: tl.constexpr, PDL: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     tile, split = tl.program_id(0), tl.program_id(1)
     n = tile * TILE_N + tl.arange(0, TILE_N)
@@ -233,26 +247,32 @@ def _linear_kernel(
     if TILE_M == 1:
         acc = tl.zeros([TILE_N, TILE_K], tl.float32)
         up_acc = tl.zeros([TILE_N, TILE_K], tl.float32)
+    elif PARTS > 1:
+        acc = tl.zeros([PARTS, TILE_N, TILE_M], tl.float32)
+        up_acc = tl.zeros([PARTS, TILE_N, TILE_M], tl.float32)
     else:
         acc = tl.zeros([TILE_N, TILE_M], tl.float32)
         up_acc = tl.zeros([TILE_N, TILE_M], tl.float32)
     x_part = tl.load(x_at, mask=there[None, :], other=0.0)
     x_part, squares = _scaled(x_part, norm_weight, start + k, squares, NORM)
-    acc = _multiply(w, x_part, acc, TILE_M)
+    acc = _multiply(w, x_part, acc, TILE_M, PARTS)
     if ACT > 0:
-        up_acc = _multiply(up, x_part, up_acc, TILE_M)
+        up_acc = _multiply(up, x_part, up_acc, TILE_M, PARTS)
     for step in loop(1, K // SPLITS // TILE_K):
         shift = step * TILE_K
         w = tl.load(w_at + shift)
         x_part = tl.load(x_at + shift, mask=there[None, :], other=0.0)
         x_part, squares = _scaled(x_part, norm_weight, start + shift + k, squares, NORM)
-        acc = _multiply(w, x_part, acc, TILE_M)
+        acc = _multiply(w, x_part, acc, TILE_M, PARTS)
         if ACT > 0:
             up = tl.load(up_at + shift)
-            up_acc = _multiply(up, x_part, up_acc, TILE_M)
+            up_acc = _multiply(up, x_part, up_acc, TILE_M, PARTS)
     if TILE_M == 1:
         acc = tl.sum(acc, 1)[:, None]
         up_acc = tl.sum(up_acc, 1)[:, None]
+    elif PARTS > 1:
+        acc = tl.sum(acc, 0)
+        up_acc = tl.sum(up_acc, 0)
 
     last = True
     if SPLITS > 1:

@@ -113,7 +113,7 @@ def candidates(few: int, product: Product) -> list[Tile]:
         for tile_n, tile_k, splits, stages, warps in _grid(
             (16, 32, 64, 128), (64, 128, 256), (1, 2, 4, 8), (3, 4, 5), (4, 8)
         ):
-            shared = stages * tile_k * (tile_n * sides + max(16, few)) * 2
+            shared = stages * tile_k * (tile_n * sides + few) * 2
             if (
                 (warps == 4 or tile_n >= 64)
                 and (tile_k > 64 or stages > 3)
@@ -122,6 +122,12 @@ def candidates(few: int, product: Product) -> list[Tile]:
                 and shared <= SHARED_MEMORY_LIMIT - 2048
             ):
                 found.append(Tile(tile_n, tile_k, splits, stages, warps))
+        for tile_n, tile_k, splits, warps in _grid(
+            (16, 32), (256, 512, 1024, 2048), (1, 2, 4), (4, 8)
+        ):
+            a_thread = tile_n * tile_k * sides // (32 * warps)
+            if few <= 32 and 32 <= a_thread <= 128 and 64 <= n // tile_n * splits <= 1100:
+                found.append(Tile(tile_n, tile_k, splits, 1, warps))
     return [tile for tile in found if tile.divides(n, k) and table.fits(few, n, tile, sides == 2)]
 
 

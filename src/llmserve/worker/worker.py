@@ -295,8 +295,8 @@ def _fill_pinned() -> None:
 
 def launch_sizes(max_rows: int, max_model_len: int) -> list[list[int]]:
     """Steps that between them launch every form that a kernel takes by number of rows or tokens:
-    attention splits keys by powers of two of rows, products have tiles for up to 16, 32 and 64
-    tokens, rope for up to 128. Steps within a graph have such forms of their own."""
+    attention splits keys by powers of two of rows, products have tiles for up to 8, 16, 32 and
+    64 tokens, rope for up to 128. Steps within a graph have such forms of their own."""
     rows = [1 << i for i in range(1, max_rows.bit_length())]
     tokens = [n for n in (17, 33, 65, 129) if n <= max_model_len]
     return [*([1] * n for n in rows), [1] * max_rows, *([n] for n in tokens)]
