@@ -12,7 +12,7 @@ import torch
 from llmserve.config.hf import ModelDescription, ModelSource
 from llmserve.core.kv_spec import KVCacheConfig
 from llmserve.core.sampling_params import SamplingParams
-from llmserve.core.scheduler_output import NewRequest, SchedulerOutput
+from llmserve.core.scheduler_output import NewRequest, SchedulerOutput, TokenMask
 from llmserve.kv_cache.groups import page_bytes, plan_groups
 from llmserve.layers.base import Build, Layer
 from llmserve.models.interfaces import CausalLM
@@ -127,6 +127,7 @@ class Driver:
         self.new: list[NewRequest] = []
         self.released: list[int] = []
         self.steps = 0
+        self.masks: np.ndarray | None = None  # int32 [num_slots, words]: of all draws from then on
 
     def add(
         self, slot: int, tokens: list[int], num_prompt: int | None = None, **params: Any
@@ -192,6 +193,9 @@ class Driver:
         """Starts a step."""
         plan = self.plan(todo, **options)
         self.runner.forward(plan)
+        if self.masks is not None:
+            drawn = plan.slots[plan.sample]
+            plan.mask = TokenMask(drawn, self.masks[drawn])
         return plan, self.runner.sample(plan)
 
     def step(self, todo: dict[int, int], **options: Any) -> dict[int, list[int]]:

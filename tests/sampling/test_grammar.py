@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 import numpy as np
 import pytest
+import torch
 
 from llmserve.core.scheduler_output import TokenMask
 from llmserve.core.structured_outputs import GrammarSpec
@@ -58,3 +59,30 @@ def test_the_mask_says_when_the_text_may_end() -> None:
     sampler.add(new_request(1, [1], grammar=SPEC, min_tokens=5))
     sampler.grammar.mask = _mask({1: _words(2)})
     assert sample(sampler, np.zeros((1, WIDTH), np.float32), [1], [0]) == [2]
+
+
+def test_a_draw_without_the_host_is_the_same() -> None:
+    """As graphs have it: the mask of all rows, whether bound or not, is on the device."""
+    rng = np.random.default_rng()
+    sampler, other = new_sampler(), new_sampler()
+    sampler._has_kernel = True
+    for slot in (1, 2, 3, 4):
+        grammar = SPEC if slot in (2, 4) else None
+        request = new_request(slot, [1], temperature=slot % 3, seed=slot, grammar=grammar)
+        sampler.add(request)
+        other.add(request)
+    slots, index = np.array([1, 2, 3, 4], np.int32), torch.arange(4)
+    for _ in range(5):
+        logits = rng.normal(size=(4, WIDTH)).astype(np.float32)
+        mask = _mask({2: _words(*rng.permutation(WIDTH)[:5]), 4: _words(39)})
+        sampler.grammar.mask = other.grammar.mask = mask
+        plain = sampler.plain_draw(slots)
+        assert plain is not None and plain[0] and plain[1] is not None
+        drawn = sampler.draw_plain(
+            torch.from_numpy(logits.copy()), torch.from_numpy(slots).long(), index, True,
+            torch.from_numpy(plain[1]),
+        )  # fmt: skip
+        assert drawn[0].tolist() == sample(other, logits, slots.tolist(), index.tolist())
+    assert sampler.plain_draw(slots[:1]) == (True, None)
+    sampler.add(new_request(5, [1], grammar=SPEC, bad_words_token_ids=[[3]]))
+    assert sampler.plain_draw(np.array([5], np.int32)) is None

@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from llmserve.config.device import DeviceConfig
+from llmserve.core.structured_outputs import GrammarSpec
 from llmserve.errors import ConfigError
 from llmserve.worker import cuda_graph, model_runner
 from llmserve.worker.cuda_graph import StepGraphs, decode_sizes, mixed_sizes
-from llmserve.worker.input_batch import InputBatcher, StepInputs
-from tests.helpers.tiny_runner import CONFIGS, MAX_MODEL_LEN, Driver, random_prompt
+from llmserve.worker.input_batch import PinnedRing, StepInputs
+from tests.helpers.tiny_runner import CONFIGS, MAX_MODEL_LEN, VOCABULARY, Driver, random_prompt
 
 DEFAULT = DeviceConfig()
+GRAMMAR = GrammarSpec(backend="xgrammar", kind="regex", text="a")
 
 
 def test_decode_sizes_end_at_the_most_rows() -> None:
@@ -67,9 +69,10 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(cuda_graph, "record", record)
     monkeypatch.setattr(
-        InputBatcher, "send_to",
-        lambda self, target, packed: target.copy_(torch.from_numpy(packed)),
+        PinnedRing, "send",
+        lambda self, target, values: target.copy_(torch.from_numpy(values).view(target.shape)),
     )  # fmt: skip
+    monkeypatch.setattr(PinnedRing, "reserve", lambda self, size: None)
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -86,10 +89,13 @@ def test_what_is_replayed_sees_the_inputs_of_an_eager_step() -> None:
         seen.append(inputs)
         return inputs.positions.unsqueeze(1).float()
 
-    def draw(hidden: torch.Tensor, *rest: Any) -> torch.Tensor:
-        return torch.cat((hidden.T, hidden.T)).long()
+    def draw(
+        hidden: torch.Tensor, slots: Any, index: Any, random: bool, words: torch.Tensor | None
+    ) -> torch.Tensor:
+        told = hidden[:, 0].long() if words is None else words.sum(1)
+        return torch.stack((told, torch.full_like(told, random)))
 
-    graphs = StepGraphs(batcher, [1, 3, 8], [16, 40], 8, MAX_MODEL_LEN, (0, 0), forward, draw)
+    graphs = StepGraphs(batcher, [1, 3, 8], [16, 40], 8, MAX_MODEL_LEN, (0, 0), forward, draw, 4)
     for slot in range(1, 9):
         driver.add(slot, random_prompt(30, slot))
     kinds = set()
@@ -120,6 +126,11 @@ def test_what_is_replayed_sees_the_inputs_of_an_eager_step() -> None:
             assert torch.equal(ours.slot_mapping[:tokens], eager.slot_mapping)
             assert not ours.slot_mapping[tokens:].any() and not ours.seq_lens[rows:].any()
             if got.decodes:
+                words = rng.integers(-9, 9, (rows, 4), np.int32)
+                for random in (False, True):
+                    drawn = graphs.draw(got, random, None).tolist()
+                    assert drawn == [hidden[:rows, 0].tolist(), [random] * rows]
+                    assert graphs.draw(got, random, words)[0].tolist() == words.sum(1).tolist()
                 assert ours.row_counts is None
             else:
                 assert ours.row_counts is not None
@@ -131,16 +142,20 @@ def test_what_is_replayed_sees_the_inputs_of_an_eager_step() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("mode", ["FULL", "FULL_AND_PIECEWISE", "PIECEWISE"])
 @pytest.mark.parametrize("architecture", CONFIGS)
-@pytest.mark.parametrize("params", [{}, {"temperature": 1.0, "seed": 11}])
+@pytest.mark.parametrize(
+    "params", [{}, {"temperature": 1.0, "seed": 11}, {"grammar": GRAMMAR}], ids=str
+)
 def test_graph_equals_eager(
-    architecture: str, params: dict[str, float], mode: str, monkeypatch: pytest.MonkeyPatch
+    architecture: str, params: dict[str, Any], mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Token for token, with rows that come and go and prompts beside the decodes."""
+    masks = np.random.default_rng(3).integers(0, 1 << 31, (9, -(-VOCABULARY // 32)), np.int32)
     monkeypatch.setattr(model_runner, "MAX_WHOLE", 16)
     prompts = {slot: random_prompt(n, slot) for slot, n in {1: 5, 2: 33, 3: 70}.items()}
     runs = []
     for graphs in (False, True):
         driver = Driver(architecture, device="cuda")
+        driver.masks = masks if "grammar" in params else None
         if graphs:
             driver.runner.capture(mode, [1, 2, 4], [16, 40], 5)
             replays = count_replays(driver.runner)
@@ -160,6 +175,8 @@ def test_graph_equals_eager(
     wanted = {"_replay_decode": decodes, "_replay_mixed": mixed, "replay": 22 - decodes - mixed}
     assert replays == wanted
     assert runs[0] == runs[1]
+    if "grammar" in params:
+        assert all(masks[s, t // 32] >> t % 32 & 1 for s, drawn in runs[0].items() for t in drawn)
     assert len(set(np.concatenate(list(runs[0].values())))) > 3
 
 

@@ -23,9 +23,15 @@ class GrammarMask(LogitsProcessor):
         self._has_grammar[slot] = request.params.grammar is not None
         return request.params.masked
 
-    def apply(self, logits: Tensor, rows: Rows) -> None:
+    def words(self, rows: Rows) -> np.ndarray | None:
+        """The step's mask, int32 [m, ceil(logits_width / 32)]."""
         mask = self.mask
         if mask is None and not self._has_grammar[rows.slots_cpu].any():
-            return
+            return None
         assert mask is not None and np.array_equal(mask.slots, rows.slots_cpu), "rows unmasked"
-        mask_logits(logits, to_device(mask.words, logits.device))
+        return mask.words
+
+    def apply(self, logits: Tensor, rows: Rows) -> None:
+        words = self.words(rows)
+        if words is not None:
+            mask_logits(logits, to_device(words, logits.device))

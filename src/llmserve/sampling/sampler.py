@@ -16,6 +16,7 @@ from llmserve.core.scheduler_output import NewRequest
 from llmserve.errors import ConfigError
 from llmserve.kernels.draw import Drawn, draw_rows
 from llmserve.kernels.gumbel import row_keys
+from llmserve.kernels.token_mask import mask_logits
 from llmserve.kernels.triton_jit import use_triton
 from llmserve.sampling.allowed_tokens import AllowedTokens
 from llmserve.sampling.bad_words import BadWords
@@ -208,8 +209,10 @@ class Sampler:
         for _, rows in batch.processors:
             rows.output_index_cpu = output_index[rows.index_cpu]
         logits = logits.contiguous()
-        # Without processors, the draw sees the same logits and finds as much
-        bad = logits.amax(1).isfinite().logical_not_() if batch.processors else None
+        # Without processors, the draw sees the same logits and finds as much; under a mask, it is
+        # the allowed tokens that count
+        is_changed = any(processor is not self.grammar for processor, _ in batch.processors)
+        bad = logits.amax(1).isfinite().logical_not_() if is_changed else None
         scored: list[Tensor] = []
         if self._raw_logprobs:
             scored = [rows.of(logits) for rows, _, _ in batch.logprobs]
@@ -246,20 +249,36 @@ class Sampler:
         for slot in slots.tolist():  # whose state was brought up to date, nobody knows
             self._break(slot, error)
 
-    def plain_draw(self, slots: np.ndarray) -> bool | None:
-        """Whether any of the rows is random, if nothing but a draw is asked for; else None."""
+    def plain_draw(self, slots: np.ndarray) -> tuple[bool, np.ndarray | None] | None:
+        """Whether any of the rows is random and the mask of all, int32 [n, ceil(logits_width /
+        32)] or None, if nothing but a draw under a mask is asked for; else None."""
         batch = self._batch_of(slots)
-        if batch.processors or batch.logprobs or self._broken:
+        if batch.logprobs or self._broken or not isinstance(batch.draw, _KernelDraw):
             return None
-        if not isinstance(batch.draw, _KernelDraw):
+        if not batch.processors:
+            return batch.draw.random, None
+        if any(processor is not self.grammar for processor, _ in batch.processors):
             return None
-        return batch.draw.random
+        ((_, rows),) = batch.processors
+        words = self.grammar.words(rows)
+        if words is not None and len(rows) < len(slots):
+            some, words = words, np.full((len(slots), words.shape[1]), -1, np.int32)
+            words[rows.index_cpu] = some
+        return batch.draw.random, words
 
     def draw_plain(
-        self, logits: Tensor, slots: Tensor, output_index: Tensor, random: bool
+        self,
+        logits: Tensor,
+        slots: Tensor,
+        output_index: Tensor,
+        random: bool,
+        words: Tensor | None,
     ) -> Tensor:
-        """`sample` of rows of which `plain_draw` is `random` (or False), without the host: can be
-        captured. `slots`, `output_index` int64 [n]; returns int64 [2, n] as in SampledBatch."""
+        """`sample` of rows whose `plain_draw` is so (not random, if `random` is False), without
+        the host: can be captured. `slots`, `output_index` int64 [n], `words` on the device;
+        returns int64 [2, n] as in SampledBatch."""
+        if words is not None:
+            mask_logits(logits, words)
         token_ids, invalid, _ = draw_rows(
             logits, slots, self._device_params, self._device_seeds, output_index, self._arrived,
             random=random, truncated=random,

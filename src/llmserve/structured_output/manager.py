@@ -34,6 +34,20 @@ class _Walk:
     way: Way | None = None  # to the end of a text that would be cut off
     barred: np.ndarray | None = None  # words of tokens that the request itself forbids
 
+    @property
+    def is_narrowed(self) -> bool:
+        """Whether more than its grammar may restrict the next token."""
+        return (
+            self.way is not None
+            or self.num_output <= self.params.min_tokens  # at the first one, there is no way yet
+            or self.barred is not None
+        )
+
+    @property
+    def is_forced(self) -> bool:
+        """Whether the next token is one of the end of its reasoning."""
+        return self.thought is not None and self.thought.forced is not None
+
 
 @dataclass(slots=True)
 class GrammarRow:
@@ -56,6 +70,7 @@ class GrammarManager:
         self._walks: dict[int, _Walk] = {}  # by request key
         self._waiting: dict[Key, list[tuple[int, SamplingParams]]] = {}
         self._has_grammar = np.zeros(num_slots, np.bool_)
+        self._words = np.empty((num_slots, self._num_words), np.int32)  # of a step's masks
         self._eos = [t for t in compiler.eos_token_ids if 0 <= t < logits_width]
         self._only_end = self._words_of(self._eos)
         self._closing: Closing | None = None
@@ -130,36 +145,69 @@ class GrammarManager:
     def fill(
         self, plan: SchedulerOutput, rows: list[GrammarRow]
     ) -> list[tuple[Request, LLMServeError]]:
-        """Sets the plan's mask; returns whose grammar has come to a dead end.
+        """Sets the plan's mask, in place of the one before; returns whose grammar has come to a
+        dead end.
 
         All tokens drawn before must have been given to `advance`.
         """
-        words = np.full((len(rows), self._num_words), -1, np.int32)  # of requests that have ended
+        words = self._words[: len(rows)]
+        walks = {
+            i: walk
+            for i, row in enumerate(rows)
+            if row.request.finish_reason is None
+            and (walk := self._walks.get(row.request.key)) is not None
+        }
+        filled = guarded(lambda: self._fill_together(walks, words), lambda error: set[int]())
         failed: list[tuple[Request, LLMServeError]] = []
+
+        def fail(i: int, error: LLMServeError) -> None:
+            words[i] = -1  # its draw is dropped
+            failed.append((rows[i].request, error))
+
         for i, row in enumerate(rows):
-            walk = self._walks.get(row.request.key)
-            if walk is None or row.request.finish_reason is not None:
-                continue
-            left = row.request.max_output_tokens - walk.num_output
-            error = guarded(partial(self._fill, walk, words[i], left), _broken)
-            if error is not None:
-                words[i] = -1  # its draw is dropped
-                failed.append((row.request, error))
+            walk = walks.get(i)
+            if walk is None:
+                words[i] = -1
+            elif i not in filled or walk.is_narrowed:
+                left = row.request.max_output_tokens - walk.num_output
+                error = guarded(partial(self._fill, walk, words[i], left, i in filled), _broken)
+                if error is not None:
+                    fail(i, error)
+        for i in np.flatnonzero(np.bitwise_or.reduce(words, axis=1) == 0).tolist():
+            fault = "the grammar came to a state that no token leads out of"
+            fail(i, _coded(GrammarError(fault)))
         plan.mask = TokenMask(plan.slots[[row.row for row in rows]], words)
         self.num_masks += len(rows)
         return failed
 
-    def _fill(self, walk: _Walk, words: np.ndarray, left: int) -> LLMServeError | None:
-        forced = None if walk.thought is None else walk.thought.forced
-        if forced is not None:
-            words[:] = self._words_of([forced])
-            return None
-        if walk.matcher is None:
-            return None
-        if walk.matcher.ended():
-            words[:] = self._only_end  # of a request that ignores it
-            return None
-        walk.matcher.fill(words)
+    def _fill_together(self, walks: dict[int, _Walk], words: np.ndarray) -> set[int]:
+        """The rows of `words` that now are as their grammar has them."""
+        kinds: dict[type[Matcher], tuple[list[Matcher], list[int]]] = {}
+        for i, walk in walks.items():
+            if walk.matcher is not None and not walk.is_forced and not walk.matcher.ended():
+                matchers, rows = kinds.setdefault(type(walk.matcher), ([], []))
+                matchers.append(walk.matcher)
+                rows.append(i)
+        for kind, (matchers, rows) in kinds.items():
+            kind.fill_all(matchers, words, rows)
+        return {i for _, rows in kinds.values() for i in rows}
+
+    def _fill(
+        self, walk: _Walk, words: np.ndarray, left: int, is_filled: bool
+    ) -> LLMServeError | None:
+        if not is_filled:
+            if walk.is_forced:
+                assert walk.thought is not None and walk.thought.forced is not None
+                words[:] = self._words_of([walk.thought.forced])
+                return None
+            if walk.matcher is None:
+                words[:] = -1
+                return None
+            if walk.matcher.ended():
+                words[:] = self._only_end  # of a request that ignores it
+                return None
+            walk.matcher.fill(words)
+        assert walk.matcher is not None
         if walk.barred is not None and words.any():
             words &= ~walk.barred
             if not words.any():
@@ -171,8 +219,6 @@ class GrammarManager:
                 words[:] = early
         elif (way := self._way(walk, left)) is not None:
             way.narrow(walk.matcher, words, left)
-        if not words.any():
-            return _coded(GrammarError("the grammar came to a state that no token leads out of"))
         return None
 
     def _way(self, walk: _Walk, left: int) -> Way | None:
@@ -192,13 +238,14 @@ class GrammarManager:
     ) -> list[tuple[Request, LLMServeError]]:
         """Takes what the rows drew, before it is committed; returns whose token did not fit."""
         failed: list[tuple[Request, LLMServeError]] = []
+        tokens, counts = output.token_ids.tolist(), output.num_tokens.tolist()
         for row in rows:
             walk = self._walks.get(row.request.key)
             if walk is None or row.request.finish_reason is not None:
                 continue
             if output.invalid is not None and output.invalid[row.row]:
                 continue  # fails at its commit
-            for token in output.token_ids[row.row, : output.num_tokens[row.row]].tolist():
+            for token in tokens[row.row][: counts[row.row]]:
                 error = guarded(partial(self._accept, walk, token), _broken)
                 if error is not None:
                     failed.append((row.request, error))

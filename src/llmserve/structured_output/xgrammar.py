@@ -2,13 +2,21 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """xgrammar: a pushdown automaton whose token masks are mostly computed when it is compiled."""
 
+import functools
 import json
+from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 import xgrammar as xgr
 
 from llmserve.core.structured_outputs import GrammarSpec
-from llmserve.structured_output.base import CompiledGrammar, GrammarBackend, Matcher
+from llmserve.structured_output.base import (
+    FILL_THREADS,
+    CompiledGrammar,
+    GrammarBackend,
+    Matcher,
+)
 from llmserve.structured_output.schema import MAX_WHITESPACE
 from llmserve.structured_output.vocabulary import Vocabulary
 
@@ -85,6 +93,11 @@ class XGrammar(CompiledGrammar):
         return XMatcher(xgr.GrammarMatcher(self._grammar))
 
 
+@functools.cache
+def _threads() -> xgr.BatchGrammarMatcher:
+    return xgr.BatchGrammarMatcher(FILL_THREADS)
+
+
 class XMatcher(Matcher):
     """A stack of parser states, in C++."""
 
@@ -98,6 +111,12 @@ class XMatcher(Matcher):
     def fill(self, words: np.ndarray) -> None:
         """See Matcher."""
         self._matcher.fill_next_token_bitmask(words.reshape(1, -1))
+
+    @classmethod
+    def fill_all(cls, matchers: Sequence[Self], words: np.ndarray, rows: list[int]) -> None:
+        """See Matcher."""
+        own = [matcher._matcher for matcher in matchers]
+        _threads().batch_fill_next_token_bitmask(own, words, rows)
 
     def ended(self) -> bool:
         """See Matcher."""

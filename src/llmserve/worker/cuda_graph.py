@@ -12,7 +12,7 @@ import torch
 from llmserve.attention.base import AttentionMetadata
 from llmserve.config.device import DeviceConfig
 from llmserve.core.scheduler_output import SchedulerOutput
-from llmserve.worker.input_batch import HostStep, InputBatcher, StepInputs
+from llmserve.worker.input_batch import HostStep, InputBatcher, PinnedRing, StepInputs
 
 _MAX_ROWS = 512
 _MAX_TOKENS = 2048  # of a step with prompts: above, the device is slower than its launches
@@ -41,12 +41,15 @@ def mixed_sizes(config: DeviceConfig, max_num_batched_tokens: int) -> list[int]:
 
 @dataclass(slots=True)
 class _Graph:
-    """A captured forward. `draws` by whether any row is random: what it drew, int64 [2, rows]."""
+    """A captured forward. `draws` by whether any row is random and whether there is a mask: what
+    it drew, int64 [2, rows]."""
 
     graph: torch.cuda.CUDAGraph
     inputs: StepInputs
     hidden: torch.Tensor  # [num_tokens, hidden], overwritten by the next replay
-    draws: dict[bool, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = field(default_factory=dict)
+    draws: dict[tuple[bool, bool], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = field(
+        default_factory=dict
+    )
 
 
 def record(
@@ -93,9 +96,10 @@ class StepGraphs:
     sizes, steps with prompts of up to `max_rows` rows, padded to the next number of tokens.
 
     `forward` turns a step's inputs into its hidden states, and is the same function that runs such
-    steps without a graph; `draw` turns hidden states, slots, output indices and whether any row is
-    random into token ids and whether each is invalid, int64 [2, rows]. Padding rows are slot 0 with
-    no tokens, padding tokens of no row; both write to block 0.
+    steps without a graph; `draw` turns hidden states, slots, output indices, whether any row is
+    random and, but for None, the words of a mask, int32 [rows, num_words], into token ids and
+    whether each is invalid, int64 [2, rows]. Padding rows are slot 0 with no tokens, padding tokens
+    of no row; both write to block 0.
     """
 
     def __init__(
@@ -107,7 +111,10 @@ class StepGraphs:
         max_model_len: int,
         pool: tuple[int, int],
         forward: Callable[[StepInputs], torch.Tensor],
-        draw: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, bool], torch.Tensor],
+        draw: Callable[
+            [torch.Tensor, torch.Tensor, torch.Tensor, bool, torch.Tensor | None], torch.Tensor
+        ],
+        num_words: int,
     ) -> None:
         self._batcher = batcher
         self._slots = batcher.slots
@@ -117,6 +124,9 @@ class StepGraphs:
         self._height = 5 + groups
         most = max([self._height * sizes[-1], *(self._mixed_width(size) for size in mixed)])
         self._packed = torch.zeros(most, dtype=torch.int64, device=self._slots.device)
+        self._mask = self._packed.new_zeros((sizes[-1], num_words), dtype=torch.int32)
+        self._mask_ring = PinnedRing(torch.int32)
+        self._mask_ring.reserve(self._mask.numel())
         self._starts = torch.arange(sizes[-1] + 1, dtype=torch.int32, device=self._slots.device)
         self._pool = pool
         self._decode: dict[int, _Graph] = {}
@@ -128,9 +138,11 @@ class StepGraphs:
             made = self._capture(self._decode_inputs, size, forward)
             self._decode[size] = made
             index = self._packed[4 * size : 5 * size]
-            for random in (False, True):
-                inputs = (made.hidden, made.inputs.last_slots, index, random)
-                made.draws[random] = self._record(functools.partial(draw, *inputs))
+            for random, mask in ((False, None), (True, None), (True, self._mask[:size])):
+                inputs = (made.hidden, made.inputs.last_slots, index, random, mask)
+                made.draws[random, mask is not None] = self._record(
+                    functools.partial(draw, *inputs)
+                )
         self._decode_size = rounded(sizes)
         self._mixed_size = rounded(mixed)
 
@@ -166,11 +178,14 @@ class StepGraphs:
             return self._replay_mixed(self._batcher.read(plan))
         return None
 
-    def draw(self, inputs: StepInputs, random: bool) -> torch.Tensor:
-        """Draws a token for every row of the decode step just replayed: int64 [2, rows], which the
-        next draw overwrites."""
+    def draw(self, inputs: StepInputs, random: bool, words: np.ndarray | None) -> torch.Tensor:
+        """Draws a token for every row of the decode step just replayed, under the mask `words`
+        int32 [rows, num_words] if there is one: int64 [2, rows], which the next draw overwrites."""
         rows = len(inputs.draw_rows)
-        graph, drawn = self._decode[int(self._decode_size[rows])].draws[random]
+        if words is not None:
+            self._mask_ring.send(self._mask[:rows], words)
+            random = True  # of masked draws there is one graph, which draws greedy rows as well
+        graph, drawn = self._decode[int(self._decode_size[rows])].draws[random, words is not None]
         graph.replay()
         return drawn[:, :rows]
 
@@ -191,7 +206,7 @@ class StepGraphs:
         ):
             block = table[slots, at // block_size].astype(np.int64)
             row[:rows] = block * block_size + at % block_size
-        self._batcher.send_to(self._packed[: packed.size], packed.reshape(-1))
+        self._batcher.ring.send(self._packed[: packed.size], packed)
         made = self._decode[size]
         made.graph.replay()
         static = made.inputs
@@ -220,7 +235,7 @@ class StepGraphs:
         starts[:] = tokens
         starts[:rows] = host.starts[:-1]
         packed[-2:] = host.num_decode_rows, rows
-        self._batcher.send_to(self._packed[: packed.size], packed)
+        self._batcher.ring.send(self._packed[: packed.size], packed)
         made = self._mixed[size]
         made.graph.replay()
         static, draws = made.inputs, len(host.draw_rows)

@@ -56,15 +56,43 @@ class HostStep:
     draw_index: np.ndarray  # int32
 
 
+class PinnedRing:
+    """Copies to the device by pinned buffers in turn, guarded by events."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._turn = 0
+        self._pinned = [torch.empty(0, dtype=dtype)] * _RING
+        self._sent: list[torch.cuda.Event | None] = [None] * _RING
+
+    def reserve(self, size: int) -> None:
+        """So that none of up to `size` elements needs a buffer of its own."""
+        self._pinned = [torch.empty(size, dtype=p.dtype, pin_memory=True) for p in self._pinned]
+
+    def send(self, target: torch.Tensor, values: np.ndarray) -> None:
+        """Starts the copy of `values`, of the ring's dtype; waits for none but an old one."""
+        turn = self._turn = (self._turn + 1) % _RING
+        event = self._sent[turn]
+        if event is None:
+            event = self._sent[turn] = torch.cuda.Event()
+        else:
+            event.synchronize()
+        pinned = self._pinned[turn]
+        if len(pinned) < values.size:
+            pinned = torch.empty(2 * values.size, dtype=pinned.dtype, pin_memory=True)
+            self._pinned[turn] = pinned
+        staged = pinned[: values.size]
+        staged.numpy()[:] = values.reshape(-1)
+        target.copy_(staged.view(target.shape), non_blocking=True)
+        event.record()
+
+
 class InputBatcher:
-    """Builds StepInputs. On CUDA it owns a ring of pinned buffers, guarded by events."""
+    """Builds StepInputs. On CUDA it owns a ring of pinned buffers."""
 
     def __init__(self, slots: RequestSlots) -> None:
         self.slots = slots
         self.device = slots.device
-        self._turn = 0
-        self._pinned = [torch.empty(0, dtype=torch.int64)] * _RING
-        self._sent: list[torch.cuda.Event | None] = [None] * _RING
+        self.ring = PinnedRing(torch.int64)
 
     def read(self, plan: SchedulerOutput, drafts: np.ndarray | None = None) -> HostStep:
         """`drafts` int32 [num_slots, k] where rows of the plan carry draft tokens."""
@@ -157,20 +185,5 @@ class InputBatcher:
         sent = torch.from_numpy(packed)
         if self.device.type != "cpu":
             sent = torch.empty(packed.size, dtype=torch.int64, device=self.device)
-            self.send_to(sent, packed)
+            self.ring.send(sent, packed)
         return list(sent.split([len(part) for part in parts]))
-
-    def send_to(self, target: torch.Tensor, packed: np.ndarray) -> None:
-        """Starts the copy of int64 `packed` to the device; waits for none but an old one."""
-        turn = self._turn = (self._turn + 1) % _RING
-        event = self._sent[turn]
-        if event is None:
-            event = self._sent[turn] = torch.cuda.Event()
-        else:
-            event.synchronize()
-        if len(self._pinned[turn]) < packed.size:
-            self._pinned[turn] = torch.empty(2 * packed.size, dtype=torch.int64, pin_memory=True)
-        staged = self._pinned[turn][: packed.size]
-        staged.numpy()[:] = packed
-        target.copy_(staged, non_blocking=True)
-        event.record()

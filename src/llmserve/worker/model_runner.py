@@ -132,7 +132,7 @@ class ModelRunner:
         if "FULL" in mode and "none" not in kinds:
             self.graphs = StepGraphs(
                 self.batcher, sizes, whole, max_rows, self.max_model_len, pool,
-                self._hidden, self._draw,
+                self._hidden, self._draw, -(-self.model.logits_width // 32),
             )  # fmt: skip
         self.pieces = pieces  # not before: the graphs above hold whole forwards
 
@@ -150,9 +150,15 @@ class ModelRunner:
             logger.info("decode steps are not recorded: %s is no compiled kernel", program.foreign)
 
     def _draw(
-        self, hidden: torch.Tensor, slots: torch.Tensor, output_index: torch.Tensor, random: bool
+        self,
+        hidden: torch.Tensor,
+        slots: torch.Tensor,
+        output_index: torch.Tensor,
+        random: bool,
+        words: torch.Tensor | None,
     ) -> torch.Tensor:
-        tokens = self.sampler.draw_plain(self.model.logits(hidden), slots, output_index, random)
+        logits = self.model.logits(hidden)
+        tokens = self.sampler.draw_plain(logits, slots, output_index, random, words)
         self.slots.last_token.index_copy_(0, slots, tokens[0])
         return tokens
 
@@ -170,16 +176,16 @@ class ModelRunner:
 
     def _sample(self, started: _Forward) -> SampledBatch:
         inputs, hidden = started.inputs, started.hidden
+        self.sampler.grammar.mask = started.plan.mask
         if self.graphs is not None and inputs.decodes and self.proposer is None:
-            random = self.sampler.plain_draw(inputs.draw_slots)
-            if random is not None:
-                return SampledBatch(self.graphs.draw(inputs, random))
+            plain = self.sampler.plain_draw(inputs.draw_slots)
+            if plain is not None:
+                return SampledBatch(self.graphs.draw(inputs, *plain))
         rows = len(inputs.draw_rows)
         if inputs.decodes:
             hidden = hidden[:rows]
         elif rows != len(hidden):
             hidden = hidden.index_select(0, inputs.logits_rows)
-        self.sampler.grammar.mask = started.plan.mask
         sampled = guarded(
             lambda: self._draw_rows(hidden, inputs),
             lambda error: self._draw_others(hidden, inputs, error),
