@@ -39,18 +39,26 @@ CASES = [  # tokens, outputs, inputs, tile, bias, norm, act, residual
     (5, 32, 512, Tile(16, 128, 2, 1, 4), False, True, "silu", False),
     (16, 64, 128, Tile(32, 128, 1, 1, 4), False, False, None, True),
     (31, 16, 256, Tile(16, 256, 1, 1, 8), True, True, None, True),
+    (7, 24, 256, Tile(8, 128, 1, 1, 4), True, True, None, True),
+    (17, 24, 768, Tile(8, 256, 3, 1, 8), False, True, "gelu_tanh", False),
 ]
 
 
-TILES = [
-    (1, Tile(8, 512, 1, 1, 4)),
-    (8, Tile(16, 1024, 1, 1, 8)),
-    (32, Tile(32, 512, 2, 1, 4)),
-    *((few, tile) for few, tiles in module._UNMEASURED.items() for tile in tiles),
+TILES = [  # tokens, tile, whether with an activation
+    (1, Tile(8, 512, 1, 1, 4), False),
+    (8, Tile(16, 1024, 1, 1, 8), True),
+    (8, Tile(8, 1024, 3, 1, 4), True),
+    (32, Tile(32, 512, 2, 1, 4), False),
     *(
-        (few, Tile(*tile))
+        (few, tile, act)
+        for few, tiles in module._UNMEASURED.items()
+        for tile in tiles
+        for act in (False, True)
+    ),
+    *(
+        (few, Tile(*tile), key.endswith("g"))
         for table in json.loads(module.TABLES.read_text())
-        for tiles in table["tiles"].values()
+        for key, tiles in table["tiles"].items()
         for few, tile in zip(
             module.FEW, [tiles.get(str(f), tiles["16"]) for f in module.FEW], strict=True
         )
@@ -126,18 +134,18 @@ else:
     def test_interpreted() -> None:
         run_interpreted(__file__)
 
-    @pytest.mark.parametrize("act", [0, 1])
-    @pytest.mark.parametrize(("tile_m", "tile"), sorted(set(TILES)))
+    @pytest.mark.parametrize(("few", "tile", "act"), sorted(set(TILES)))
     @pytest.mark.parametrize("arch", ARCHITECTURES)
-    def test_compiles(arch: int, tile_m: int, tile: Tile, act: int) -> None:
+    def test_compiles(arch: int, few: int, tile: Tile, act: bool) -> None:
+        tile_m = module._tile_m(few, tile)
         types = dict.fromkeys(("x", "weight", "bias", "norm_weight", "residual", "out"), "*bf16")
         types |= {"partial": "*fp32", "arrived": "*i32", "eps": "fp32"}
         types |= {"num_tokens": "i32", "out_features": "i32"}
         compile_for(
             arch, module._linear_kernel, types, tile.warps, tile.stages,
             K=8 * tile.k * tile.splits, TILE_M=tile_m, TILE_N=tile.n,
-            TILE_K=tile.k, SPLITS=tile.splits, NORM=True, ACT=act, BIAS=False,
-            RESIDUAL=act == 0, PDL=True, PARTS=parts(tile_m, tile),
+            TILE_K=tile.k, SPLITS=tile.splits, NORM=True, ACT=int(act), BIAS=False,
+            RESIDUAL=not act, PDL=True, PARTS=parts(tile_m, tile),
         )  # fmt: skip
 
 

@@ -160,6 +160,7 @@ if not envs.TRITON_INTERPRET:
     def test_offenders_of_a_real_trace() -> None:
         """What the patterns look for is what the profiler writes."""
         x = torch.ones(1 << 20, device="cuda")
+        torch.cuda.empty_cache()  # of what tests before this one had
         torch.cuda.synchronize()
         with record(1) as recorder:
             x.cpu()

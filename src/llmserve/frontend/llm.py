@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import weakref
 from collections.abc import Iterator, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, cast
 
@@ -230,20 +231,32 @@ class LLM:
         for (text, ids), one in zip(inputs, each, strict=True):
             checked = self._input.check_params(one, prompt_len=len(ids))[0]
             requests.append(Request(str(next(self._request_ids)), ids, checked, text))
+        outputs = [Gathered(request, self._tokenizer) for request in requests]
+        fresh: list[Gathered] = []  # whose log-probabilities can be made dicts of meanwhile
+        for output in outputs:
+            if output.request.params.logprobs is not None:
+                output.request.on_news = partial(fresh.append, output)
         total = sum(request.n for request in requests)
         with _progress(total, use_tqdm) as bar:
-            self._complete(requests, priority, bar)
-        return [self._gather(request) for request in requests]
+            self._complete(requests, priority, bar, fresh)
+        for output in outputs:
+            output.add(output.request.take())
+        return [output.output() for output in outputs]
 
     def _complete(
         self,
         requests: list[Request],
         priority: Sequence[int] | None = None,
         bar: "tqdm[Any] | None" = None,
+        fresh: list[Gathered] | None = None,
     ) -> None:
         with self._running(requests, priority):
             while left := self._processor.num_unfinished:
                 self._step()
+                while fresh:
+                    output = fresh.pop()
+                    if output.request.error is None:
+                        output.add(output.request.take())
                 if (done := left - self._processor.num_unfinished) and bar is not None:
                     bar.update(done)
 
@@ -256,11 +269,6 @@ class LLM:
         finally:
             for request in requests:  # nothing to do unless an error or Ctrl-C got here first
                 self._processor.abort(request)
-
-    def _gather(self, request: Request) -> RequestOutput:
-        gathered = Gathered(request, self._tokenizer)
-        gathered.add(request.take())
-        return gathered.output()
 
     def _check_open(self) -> None:
         if not self._finalizer.alive:

@@ -571,7 +571,7 @@ class Gathered:
     """A request's deltas put together, for callers that want all of it so far."""
 
     def __init__(self, request: Request, tokenizer: Tokenizer | None) -> None:
-        self._request = request
+        self.request = request
         self._tokenizer = tokenizer
         wants_logprobs = request.params.logprobs is not None
         self._num_given = len(request.params.logprob_token_ids)
@@ -601,7 +601,7 @@ class Gathered:
 
     def output(self) -> RequestOutput:
         """All so far; the lists inside grow with later `add`s."""
-        request = self._request
+        request = self.request
         return RequestOutput(
             request_id=request.request_id,
             prompt=request.prompt_text,

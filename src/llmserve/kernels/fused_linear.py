@@ -50,7 +50,6 @@ _UNMEASURED = {
     1: (Tile(4, 1024, 1, 1, 4), Tile(4, 512, 1, 1, 2), Tile(4, 256, 1, 1, 2), Tile(4, 64, 1, 1, 1)),
     16: (Tile(64, 128, 4, 3, 4), Tile(32, 128, 4, 3, 4), Tile(32, 64, 2, 3, 4)),
 }
-_LEAST = 8  # tokens of the tensor cores' tile
 SCRATCH_FLOATS, SCRATCH_TILES = 1 << 21, 1 << 13
 
 
@@ -167,7 +166,7 @@ def fused_linear(
     num_tokens, in_features = x.shape
     out_features = weight.shape[0] // (2 if act else 1)
     out = torch.empty(num_tokens, out_features, dtype=x.dtype, device=x.device)
-    tile_m = _tile_m(num_tokens)
+    tile_m = _tile_m(num_tokens, tile)
     partial, arrived = scratch
     norm_weight, eps = norm or (x, 0.0)
     _linear_kernel[(out_features // tile.n, tile.splits)](
@@ -185,11 +184,13 @@ def fused_linear(
 def scratch_size(num_tokens: int, out_features: int, tile: Tile, act: bool) -> int:
     """Floats of `scratch.partial`: every split's sums, and its share of the norm."""
     tiles = out_features // tile.n
-    return tiles * tile.splits * _tile_m(num_tokens) * (tile.n * (2 if act else 1) + 1)
+    return tiles * tile.splits * _tile_m(num_tokens, tile) * (tile.n * (2 if act else 1) + 1)
 
 
-def _tile_m(num_tokens: int) -> int:
-    return 1 if num_tokens == 1 else max(_LEAST, next_power_of_2(num_tokens))
+def _tile_m(num_tokens: int, tile: Tile) -> int:
+    """Tokens of a tile: of the tensor cores' two sides, the narrow one has 8, the other 16."""
+    least = 8 if tile.n >= 16 else 16
+    return 1 if num_tokens == 1 else max(least, next_power_of_2(num_tokens))
 
 
 def parts(tile_m: int, tile: Tile) -> int:
@@ -204,7 +205,12 @@ def _multiply(w, x_part, acc, TILE_M: tl.constexpr, PARTS: tl.constexpr):
     elif PARTS > 1:
         w = tl.reshape(w, [w.shape[0], PARTS, w.shape[1] // PARTS])
         x_part = tl.reshape(x_part, [PARTS, x_part.shape[0] // PARTS, TILE_M])
-        acc = tl.dot(tl.permute(w, (1, 0, 2)), x_part, acc, input_precision="ieee")
+        if w.shape[0] < 16:  # the narrow side
+            acc = tl.dot(
+                tl.permute(x_part, (0, 2, 1)), tl.permute(w, (1, 2, 0)), acc, input_precision="ieee"
+            )
+        else:
+            acc = tl.dot(tl.permute(w, (1, 0, 2)), x_part, acc, input_precision="ieee")
     else:
         acc = tl.dot(w, x_part, acc, input_precision="ieee")
     return acc
@@ -248,8 +254,10 @@ def _linear_kernel(
         acc = tl.zeros([TILE_N, TILE_K], tl.float32)
         up_acc = tl.zeros([TILE_N, TILE_K], tl.float32)
     elif PARTS > 1:
-        acc = tl.zeros([PARTS, TILE_N, TILE_M], tl.float32)
-        up_acc = tl.zeros([PARTS, TILE_N, TILE_M], tl.float32)
+        outer: tl.constexpr = TILE_N if TILE_N >= 16 else TILE_M
+        inner: tl.constexpr = TILE_M if TILE_N >= 16 else TILE_N
+        acc = tl.zeros([PARTS, outer, inner], tl.float32)
+        up_acc = tl.zeros([PARTS, outer, inner], tl.float32)
     else:
         acc = tl.zeros([TILE_N, TILE_M], tl.float32)
         up_acc = tl.zeros([TILE_N, TILE_M], tl.float32)
@@ -273,6 +281,8 @@ def _linear_kernel(
     elif PARTS > 1:
         acc = tl.sum(acc, 0)
         up_acc = tl.sum(up_acc, 0)
+        if TILE_N < 16:
+            acc, up_acc = tl.trans(acc), tl.trans(up_acc)
 
     last = True
     if SPLITS > 1:

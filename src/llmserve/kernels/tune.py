@@ -123,7 +123,7 @@ def candidates(few: int, product: Product) -> list[Tile]:
             ):
                 found.append(Tile(tile_n, tile_k, splits, stages, warps))
         for tile_n, tile_k, splits, warps in _grid(
-            (16, 32), (256, 512, 1024, 2048), (1, 2, 4), (4, 8)
+            (8, 16, 32), (256, 512, 1024, 2048, 4096), (1, 2, 3, 4), (4, 8)
         ):
             a_thread = tile_n * tile_k * sides // (32 * warps)
             if few <= 32 and 32 <= a_thread <= 128 and 64 <= n // tile_n * splits <= 1100:
