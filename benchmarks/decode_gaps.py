@@ -4,63 +4,99 @@
 
     python benchmarks/decode_gaps.py URL [--streams 8] [--prompt 32000] [--prompts 3]
 
-Streams of short random prompts decode without end; long ones with one token to answer come one
-after the other. A gap counts as beside a prompt if it ends between its sending and its token.
+Streams of short random prompts decode without end, read by a process of their own; long ones with
+one token to answer come one after the other. A gap is the time between two pieces of an answer, and
+counts as beside a prompt if it ends between the prompt's sending and its token.
 """
 
 import argparse
 import asyncio
 import itertools
+import json
+import multiprocessing
 import random
 import time
+import urllib.request
+from multiprocessing.connection import Connection
+from urllib.parse import urlsplit
 
-import httpx
 import numpy as np
 
+_PAUSE_S = 1.0  # before each prompt, for the gaps without
 
-async def _run(client: httpx.AsyncClient, streams: int, length: int, prompts: int) -> None:
-    model = (await client.get("/v1/models")).raise_for_status().json()["data"][0]["id"]
-    draw = random.Random(1)
-    arrivals: list[list[float]] = [[] for _ in range(streams)]
 
-    def body(length: int, max_tokens: int) -> dict[str, object]:
-        return {
+def _body(model: str, length: int, max_tokens: int, draw: random.Random) -> bytes:
+    return json.dumps(
+        {
             "model": model, "prompt": [draw.randrange(100, 900) for _ in range(length)],
-            "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True, "stream": True,
-        }  # fmt: skip
+            "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True,
+            "stream": max_tokens > 1,
+        }
+    ).encode()  # fmt: skip
 
-    async def decode(times: list[float]) -> None:
-        while True:
-            request = client.stream("POST", "/v1/completions", json=body(100, 1000))
-            async with request as response:
-                response.raise_for_status()
-                async for line in response.aiter_lines():
-                    if line.startswith('data: {"') and '"choices":[{' in line.replace(": ", ":"):
-                        times.append(time.perf_counter())
-            times.append(0.0)  # between two answers there is no gap
 
-    async def settle() -> None:
-        """Until each stream has had 30 tokens more."""
-        wanted = [len(times) + 30 for times in arrivals]
-        while any(len(times) < n for times, n in zip(arrivals, wanted, strict=True)):
-            await asyncio.sleep(0.01)
+async def _stream(host: str, port: int, body: bytes, arrivals: list[float]) -> None:
+    """Again and again; a 0 stands between two answers, where there is no gap."""
+    reader, writer = await asyncio.open_connection(host, port, limit=1 << 20)
+    while True:
+        writer.write(
+            b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r"
+            b"\nContent-Length: %d\r\n\r\n" % len(body) + body
+        )
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert b" 200 " in head.split(b"\r\n")[0], head
+        while size := int(await reader.readline(), 16):
+            await reader.readexactly(size + 2)
+            arrivals.append(time.monotonic())
+        await reader.readline()
+        arrivals.append(0.0)
 
-    tasks = [asyncio.create_task(decode(times)) for times in arrivals]
-    spans = []
-    await settle()
-    for _ in range(prompts):
-        began = time.perf_counter()
-        await settle()
-        await settle()
-        sent = time.perf_counter()
-        (await client.post("/v1/completions", json=body(length, 1) | {"stream": False})
-         ).raise_for_status()  # fmt: skip
-        spans.append((began, sent, time.perf_counter()))
-        await settle()
+
+async def _streams(url: str, model: str, count: int, end: Connection) -> None:
+    parts, draw = urlsplit(url), random.Random(1)
+    assert parts.hostname and parts.port
+    arrivals: list[list[float]] = [[] for _ in range(count)]
+    tasks = [
+        asyncio.create_task(
+            _stream(parts.hostname, parts.port, _body(model, 100, 1000, draw), mine)
+        )
+        for mine in arrivals
+    ]
+    await asyncio.get_running_loop().run_in_executor(None, end.recv)
     for task in tasks:
         task.cancel()
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(result, Exception):
+            raise result
+    end.send(arrivals)
+
+
+def _decode(url: str, model: str, count: int, end: Connection) -> None:
+    asyncio.run(_streams(url, model, count, end))
+
+
+def run(url: str, streams: int, length: int, prompts: int) -> None:
+    """Measures and prints."""
+    with urllib.request.urlopen(f"{url}/v1/models") as answer:
+        model = json.load(answer)["data"][0]["id"]
+    draw = random.Random(2)
+    bodies = [_body(model, length, 1, draw) for _ in range(prompts)]
+    ours, theirs = multiprocessing.Pipe()
+    context = multiprocessing.get_context("spawn")
+    context.Process(target=_decode, args=(url, model, streams, theirs), daemon=True).start()
+    spans = []
+    time.sleep(3 * _PAUSE_S)
+    for body in bodies:
+        began = time.monotonic()
+        time.sleep(_PAUSE_S)
+        sent = time.monotonic()
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{url}/v1/completions", body, headers)
+        urllib.request.urlopen(request, timeout=600).read()
+        spans.append((began, sent, time.monotonic()))
+    ours.send(None)
     gaps: dict[str, list[float]] = {"alone": [], "beside": []}
-    for first, second in itertools.chain.from_iterable(map(itertools.pairwise, arrivals)):
+    for first, second in itertools.chain.from_iterable(map(itertools.pairwise, ours.recv())):
         for began, sent, answered in spans:
             if first and began < second <= sent:
                 gaps["alone"].append(second - first)
@@ -68,18 +104,14 @@ async def _run(client: httpx.AsyncClient, streams: int, length: int, prompts: in
                 gaps["beside"].append(second - first)
     late = {}
     for name, found in gaps.items():
-        p50, p99 = np.percentile(found, (50, 99)) * 1e3
-        late[name] = p99
-        print(f"{name:6}: p50 {p50:8.2f} ms, p99 {p99:8.2f} ms, {len(found)} gaps")
+        p50, late[name], most = np.percentile(found, (50, 99, 100)) * 1e3
+        print(
+            f"{name:6}: p50 {p50:8.2f} ms, p99 {late[name]:8.2f} ms, longest {most:8.2f} ms, "
+            f"{len(found)} gaps"
+        )
     waited = [answered - sent for _, sent, answered in spans]
     print(f"p99 beside / alone {late['beside'] / late['alone']:.2f}")
     print("seconds to the token of the long prompts: " + ", ".join(f"{s:.2f}" for s in waited))
-
-
-async def _main(url: str, streams: int, length: int, prompts: int) -> None:
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
-        await _run(client, streams, length, prompts)
 
 
 if __name__ == "__main__":
@@ -89,4 +121,4 @@ if __name__ == "__main__":
     parser.add_argument("--prompt", type=int, default=32_000)
     parser.add_argument("--prompts", type=int, default=3)
     args = parser.parse_args()
-    asyncio.run(_main(args.url, args.streams, args.prompt, args.prompts))
+    run(args.url, args.streams, args.prompt, args.prompts)
