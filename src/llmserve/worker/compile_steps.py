@@ -6,6 +6,9 @@ The model itself runs its steps over the meta device, so the kernels are those t
 launch, whatever the family; only the draw, which starts from real logits, is called here.
 """
 
+import os
+import sys
+
 import torch
 
 from llmserve.attention.base import AttentionMetadata
@@ -24,7 +27,9 @@ from llmserve.layers.forward_batch import ForwardBatch, LayerKV
 from llmserve.models.interfaces import CausalLM
 from llmserve.models.registry import MODELS
 from llmserve.quantization.registry import QUANTIZATIONS
-from llmserve.worker.worker import launch_sizes
+from llmserve.utils.child import receive_start
+from llmserve.worker.compile_ahead import CompileStart
+from llmserve.worker.worker import DTYPES, launch_sizes
 
 _META = torch.device("meta")
 # Multiprocessors of the largest server card of each architecture: A100, L40S, H100 and H200, B200,
@@ -53,14 +58,16 @@ def compile_steps(
     max_rows: int,
     max_model_len: int,
     block_size: int,
+    part: tuple[int, int] = (0, 1),
 ) -> list[Compiled]:
-    """What a start with own attention launches, one entry a launch."""
+    """What a start with own attention launches, one entry a launch; of `part` alone, as
+    compile_only has it."""
     build = Build(dtype, _META, QUANTIZATIONS.load("unquantized"), max_model_len)
     model: CausalLM = MODELS.load(description.architecture)(description, build)
     for module in model.modules():
         if isinstance(module, Layer):
             module.finalize()
-    with compile_only(card) as done, torch.inference_mode():
+    with compile_only(card, part) as done, torch.inference_mode():
         for counts in ([1], *launch_sizes(max_rows, max_model_len)):
             _step(model, dtype, counts, None, max_model_len, block_size)
         for tokens in _GRAPH_TOKENS:
@@ -125,3 +132,16 @@ def _draw(width: int) -> None:
         _empty(rows, 3, dtype=torch.float32),
     )  # fmt: skip
     top_logprobs_triton(logits, slots, 2)
+
+
+def compile_part(start: CompileStart) -> None:
+    """A process's part."""
+    compile_steps(
+        start.description, DTYPES[start.dtype], start.card, max_rows=start.max_rows,
+        max_model_len=start.max_model_len, block_size=start.block_size, part=start.part,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    compile_part(receive_start(int(sys.argv[1]), CompileStart))
+    os._exit(0)

@@ -20,12 +20,14 @@ from llmserve.errors import ConfigError
 from llmserve.kernels.compilations import compilations
 from llmserve.kernels.cpu import library_id, start_building
 from llmserve.kernels.fused_linear import tables_id
+from llmserve.kernels.triton_jit import card_of
 from llmserve.kv_cache.groups import page_bytes, plan_groups
 from llmserve.model_loader.loader import load_model
 from llmserve.models.interfaces import CausalLM
 from llmserve.models.registry import MODELS
 from llmserve.sampling.sampler import Sampler
 from llmserve.utils.logger import get_logger
+from llmserve.worker.compile_ahead import CompileStart, StepCompilers
 from llmserve.worker.cuda_graph import decode_sizes, mixed_sizes
 from llmserve.worker.memory import free_memory
 from llmserve.worker.model_runner import ModelRunner, StepResult
@@ -74,10 +76,13 @@ class Worker:
         length = self.config.model.max_model_len
         if length is not None and 0 < length < description.max_model_len:
             description = dataclasses.replace(description, max_model_len=length)
+        compilers = self._compile_ahead(description)
         model_class = MODELS.load(description.architecture)
         self._model = load_model(
             model_class, description, self.config.load, self.dtype, self.device
         )
+        if compilers is not None:
+            compilers.wait()
         kernels = {choose(s, self.dtype, self._family(), self.config.device.attention_backend)
                    for s in self.model.attention_shapes}  # fmt: skip
         return {
@@ -92,6 +97,14 @@ class Worker:
             | ({"tiles": tables_id()} if self.device.type == "cuda" else {})
             | ({"cpu": library_id()} if self.device.type == "cpu" else {}),
         }
+
+    def _compile_ahead(self, description: ModelDescription) -> StepCompilers | None:
+        card, rows = card_of(self.device), self.config.scheduler.max_num_seqs
+        if card is None or rows is None:
+            return None
+        block_size, length = self.config.cache.block_size, description.max_model_len
+        start = CompileStart(description, self.config.model.dtype, card, rows, length, block_size)
+        return StepCompilers(start)
 
     def initialize_kv_cache(self, kv_config: KVCacheConfig, max_model_len: int) -> None:
         """Allocates the pool and runs one step of each kind. `max_model_len` is final by now."""
