@@ -245,3 +245,30 @@ def test_requests_that_ended_elsewhere_are_forgotten() -> None:
     bench.manager.keep_only(alive)
     assert sorted(bench.manager._walks) == sorted(alive)
     assert bench.allowed() == [3]
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_library_that_fails_for_one_fails_for_no_other(broken: bool) -> None:
+    """Masks of all rows are asked for together; then each by itself."""
+    compiler: Any = Compiler()
+    manager = GrammarManager(compiler, WIDTH, 4)
+    requests: list[Request | None] = [None]
+    new = []
+    for slot, steps in enumerate(([[3]], [] if broken else [[5]], [[4]]), 1):
+        params = _params(str(slot))
+        assert params.grammar is not None
+        compiler.there[params.grammar.key] = Grammar(steps)
+        message = EngineRequest(client=0, request_id=slot, prompt=b"", params=params, arrival=0)
+        request = Request(message, 100, frozenset([EOS]))
+        requests.append(request)
+        assert manager.enter(request.key, params)
+        new.append(NewRequest(slot, np.zeros(1, np.int32), 1, 0, params, []))
+    one = np.ones(3, np.int32)
+    plan = SchedulerOutput(
+        1, np.array([3, 2, 1], np.int32), 0 * one, one, 0 * one, one.astype(bool), NO_BLOCKS,
+        new_requests=new,
+    )  # fmt: skip
+    failed = manager.fill(plan, manager.rows_of(plan, requests))
+    assert [request for request, _ in failed] == ([requests[2]] if broken else [])
+    assert plan.mask is not None and plan.mask.slots.tolist() == [3, 2, 1]
+    assert plan.mask.words[:, 0].tolist() == [1 << 4, -1 if broken else 1 << 5, 1 << 3]

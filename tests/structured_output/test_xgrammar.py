@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from llmserve.core.structured_outputs import GrammarSpec
+from llmserve.structured_output import xgrammar
 from llmserve.structured_output.normal_form import dump
 from llmserve.structured_output.vocabulary import Vocabulary
 from llmserve.structured_output.xgrammar import XGrammarBackend
@@ -101,3 +102,22 @@ def test_a_structural_tag_may_have_its_markers_written_as_tokens() -> None:
     matcher.fill(words)
     bits = np.unpackbits(words.view(np.uint8), bitorder="little")
     assert np.flatnonzero(bits[: len(tokens)]).tolist() == [ord("<")]
+
+
+@pytest.mark.parametrize("engine", ["xgrammar", "guidance"])
+def test_masks_of_many_are_those_of_each(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(xgrammar, "_THREADS", 2)
+    xgrammar._threads.cache_clear()
+    made = [
+        grammar(engine, **fields).start()
+        for fields in ({"json": {"type": "array"}}, {"choice": ["yes", "no"]})
+        for _ in range(10)
+    ]
+    for i, matcher in enumerate(made):
+        assert matcher.accept(ord("[ny"[i // 10 + (i > 14)]))
+    together, alone = np.full((22, WORDS), 7, np.int32), np.full((22, WORDS), 7, np.int32)
+    rows = [int(row) for row in np.random.default_rng().permutation(22)[:20]]
+    type(made[0]).fill_all(made, together, rows)
+    for row, matcher in zip(rows, made, strict=True):
+        matcher.fill(alone[row])
+    assert (together == alone).all() and len({bytes(words) for words in together}) == 4

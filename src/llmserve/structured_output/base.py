@@ -6,7 +6,6 @@ A backend compiles in a child process that may be killed at any time; what it ma
 bytes and is loaded in the engine's process, where each request walks through it by itself.
 """
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Self
@@ -15,9 +14,6 @@ import numpy as np
 
 from llmserve.core.structured_outputs import GrammarSpec
 from llmserve.structured_output.vocabulary import Vocabulary
-
-# That fill masks together. Half: the engine's own and an API server's need cores too
-FILL_THREADS = max(1, min(8, len(os.sched_getaffinity(0)) // 2))
 
 
 class Matcher(ABC):
@@ -34,8 +30,8 @@ class Matcher(ABC):
 
     @classmethod
     def fill_all(cls, matchers: Sequence[Self], words: np.ndarray, rows: list[int]) -> None:
-        """Each one's `fill` into its row of `words` [n, ...], by FILL_THREADS threads. What one
-        raises is raised, whatever became of the others."""
+        """Each one's `fill` into its row of `words` [n, ...]. What one raises is raised, whatever
+        became of the others."""
         for matcher, row in zip(matchers, rows, strict=True):
             matcher.fill(words[row])
 

@@ -6,23 +6,16 @@ Its parsers cannot be written down, so the engine builds each again from its tex
 built it before with the same limits, and within its deadline.
 """
 
-import functools
-from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-from llguidance import LLExecutor, LLMatcher, LLTokenizer, TokenizerWrapper
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from llguidance.gbnf_to_lark import any_to_lark
-from llguidance.numpy import fill_next_token_bitmask, fill_next_token_bitmask_par
+from llguidance.numpy import fill_next_token_bitmask
 
 from llmserve.core.structured_outputs import GrammarSpec
 from llmserve.errors import GrammarError
-from llmserve.structured_output.base import (
-    FILL_THREADS,
-    CompiledGrammar,
-    GrammarBackend,
-    Matcher,
-)
+from llmserve.structured_output.base import CompiledGrammar, GrammarBackend, Matcher
 from llmserve.structured_output.schema import MAX_WHITESPACE
 from llmserve.structured_output.vocabulary import Vocabulary
 
@@ -108,11 +101,6 @@ class Guidance(CompiledGrammar):
         return GuidanceMatcher(self._matcher.deep_copy())
 
 
-@functools.cache
-def _threads() -> LLExecutor:
-    return LLExecutor(num_threads=FILL_THREADS)
-
-
 class GuidanceMatcher(Matcher):
     """An Earley parser's rows, in Rust."""
 
@@ -130,14 +118,6 @@ class GuidanceMatcher(Matcher):
         """See Matcher. GrammarError where the parser gives up."""
         fill_next_token_bitmask(self._matcher, words.reshape(1, -1))
         self._check()
-
-    @classmethod
-    def fill_all(cls, matchers: Sequence[Self], words: np.ndarray, rows: list[int]) -> None:
-        """See Matcher."""
-        own = [(matcher._matcher, row) for matcher, row in zip(matchers, rows, strict=True)]
-        fill_next_token_bitmask_par(_threads(), own, words)
-        for matcher in matchers:
-            matcher._check()
 
     def _check(self) -> None:
         if self._matcher.is_error():

@@ -4,6 +4,7 @@
 
 import functools
 import json
+import os
 from collections.abc import Sequence
 from typing import Self
 
@@ -11,14 +12,13 @@ import numpy as np
 import xgrammar as xgr
 
 from llmserve.core.structured_outputs import GrammarSpec
-from llmserve.structured_output.base import (
-    FILL_THREADS,
-    CompiledGrammar,
-    GrammarBackend,
-    Matcher,
-)
+from llmserve.structured_output.base import CompiledGrammar, GrammarBackend, Matcher
 from llmserve.structured_output.schema import MAX_WHITESPACE
 from llmserve.structured_output.vocabulary import Vocabulary
+
+# That fill the masks of many rows together; the engine itself and API servers need cores too
+_THREADS = max(1, min(4, len(os.sched_getaffinity(0)) // 2))
+_MANY = 16
 
 
 class XGrammarBackend(GrammarBackend):
@@ -95,7 +95,7 @@ class XGrammar(CompiledGrammar):
 
 @functools.cache
 def _threads() -> xgr.BatchGrammarMatcher:
-    return xgr.BatchGrammarMatcher(FILL_THREADS)
+    return xgr.BatchGrammarMatcher(_THREADS)
 
 
 class XMatcher(Matcher):
@@ -114,7 +114,10 @@ class XMatcher(Matcher):
 
     @classmethod
     def fill_all(cls, matchers: Sequence[Self], words: np.ndarray, rows: list[int]) -> None:
-        """See Matcher."""
+        """See Matcher. To wake threads takes as long as to fill a few masks."""
+        if _THREADS == 1 or len(matchers) < _MANY:
+            super().fill_all(matchers, words, rows)
+            return
         own = [matcher._matcher for matcher in matchers]
         _threads().batch_fill_next_token_bitmask(own, words, rows)
 
