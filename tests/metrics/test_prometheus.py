@@ -47,6 +47,8 @@ COUNTERS = {
     "vllm:prompt_tokens_by_source",
     "vllm:generation_tokens",
     "vllm:request_success",
+    "vllm:admission_rejections",
+    "vllm:tool_call_parser_invocations",
     "llmserve:engine_steps",
     "llmserve:tokens_computed",
     "llmserve:chunked_prefills",
@@ -58,6 +60,7 @@ COUNTERS = {
     "llmserve:expired",
     "llmserve:compilations",
 }
+OF_SERVERS = {"vllm:admission_rejections", "vllm:tool_call_parser_invocations"}
 FIRST = "0.001 0.005 0.01 0.02 0.04 0.06 0.08 0.1 0.25 0.5 0.75 1.0 2.5 5.0 7.5 10.0 20.0 40.0 80.0"
 FIRST += " 160.0 640.0 2560.0"
 TOKEN = "0.01 0.025 0.05 0.075 0.1 0.15 0.2 0.3 0.4 0.5 0.75 1.0 2.5 5.0 7.5 10.0 20.0 40.0 80.0"
@@ -95,7 +98,10 @@ def page(max_model_len: int = 256) -> tuple[str, RequestStats]:
     requests.on_first_token(first)
     for _ in range(5):
         requests.on_finish(timings(first_token=None, num_prompt_tokens=0, num_cached_tokens=0))
+    for is_stream, has_call in ((False, True), (True, True), (True, True), (True, False)):
+        requests.on_tool_parse(is_stream, has_call)
     made = MetricsPage(Board())
+    made.edge.refuse("queue_tokens")
     health = EngineHealth(2, 0.5)
     made.add_engine("m", model_info(), lambda: STATS, lambda: requests, lambda: health)
     return made.render().decode(), requests
@@ -113,7 +119,8 @@ def test_names_kinds_and_labels_equal_the_list() -> None:
         for sample in family.samples:
             if name != "vllm:cache_config_info":
                 assert sample.labels["model_name"] == "m"
-            assert sample.labels["engine"] == "0"
+            if name not in OF_SERVERS:
+                assert sample.labels["engine"] == "0"
             if name in COUNTERS:
                 assert sample.name == name + "_total"
 
@@ -163,6 +170,21 @@ def test_values() -> None:
         ("vllm:generation_tokens_total", {}, 9),
         ("vllm:request_success_total", {"finished_reason": "stop"}, 5),
         ("vllm:request_success_total", {"finished_reason": "error"}, 0),
+        ("vllm:admission_rejections_total", {"reason": "max_num_queued_reqs"}, 0),
+        ("vllm:admission_rejections_total", {"reason": "max_num_queued_tokens"}, 1),
+        *(
+            (
+                "vllm:tool_call_parser_invocations_total",
+                {"mode": mode, "outcome": outcome, "request_type": "chat_completions"},
+                count,
+            )
+            for mode, outcome, count in (
+                ("non_streaming", "no_tool_call", 0),
+                ("non_streaming", "tool_call", 1),
+                ("streaming", "no_tool_call", 1),
+                ("streaming", "tool_call", 2),
+            )
+        ),
         ("llmserve:engine_steps_total", {}, 7),
         ("llmserve:tokens_computed_total", {}, 700),
         ("vllm:time_to_first_token_seconds_bucket", {"le": "0.02"}, 0),

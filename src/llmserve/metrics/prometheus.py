@@ -124,6 +124,10 @@ _HISTOGRAMS: list[tuple[str, str, Callable[[RequestStats], Histogram]]] = [
 ]
 
 
+# Reasons of edge.py, and the flags that vLLM names in their place
+_QUEUE_LIMITS = {"queue_full": "max_num_queued_reqs", "queue_tokens": "max_num_queued_tokens"}
+
+
 class EngineHealth(NamedTuple):
     """How often the engine was restarted, and the seconds since its step loop's last sign."""
 
@@ -141,8 +145,10 @@ class EngineCollector(Collector):
         stats: Callable[[], SchedulerStats],
         requests: Callable[[], RequestStats],
         health: Callable[[], EngineHealth],
+        refused: Callable[[], dict[str, int]],
     ) -> None:
         self._health = health
+        self._refused = refused
         self._labels = [name, _ENGINE]
         self._cache_config = model.cache_config
         self._stats = stats
@@ -199,6 +205,23 @@ class EngineCollector(Collector):
         )
         seen = self._requests()
         yield from self._request_counters(seen)
+        rejections = CounterMetricFamily(
+            "vllm:admission_rejections",
+            "Requests for which the queue had no room, by the limit.",
+            labels=["model_name", "reason"],
+        )
+        refused = self._refused()
+        for reason, limit in _QUEUE_LIMITS.items():
+            rejections.add_metric([self._labels[0], limit], refused[reason])
+        yield rejections
+        parses = CounterMetricFamily(
+            "vllm:tool_call_parser_invocations",
+            "Choices that a tool parser read, one each, streamed or not.",
+            labels=["model_name", "mode", "outcome", "request_type"],
+        )
+        for (mode, outcome), count in seen.tool_parses.items():
+            parses.add_metric([self._labels[0], mode, outcome, "chat_completions"], count)
+        yield parses
         for name, help, histogram in _HISTOGRAMS:
             yield self._histogram(name, help, histogram(seen))
 
@@ -291,7 +314,9 @@ class MetricsPage:
         health: Callable[[], EngineHealth],
     ) -> None:
         """`name` is the label model_name; `stats`, `requests` and `health` give the latest."""
-        self._registry.register(EngineCollector(name, model, stats, requests, health))
+        self._registry.register(
+            EngineCollector(name, model, stats, requests, health, lambda: self.edge.refused)
+        )
 
     def render(self) -> bytes:
         """The text format."""

@@ -29,9 +29,11 @@ _STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _PREEMPTIONS = (1, 2, 3, 4, 5, 10, 20)
 _N = (1, 2, 5, 10, 20)
 FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")
-# Where a number is in the memory: three sums, how requests ended, the last step seen, histograms.
+# Where a number is in the memory: three sums, how requests ended, the last step seen, tool parsers,
+# histograms.
 _PROMPT, _CACHED, _GENERATED, _FINISHED = range(4)
 _STEP, _STEP_TOKENS_SEEN = 8, 9
+_PARSED = 10  # choices that a tool parser read: whole and streamed, without and with a call
 _FIRST_HISTOGRAM, _HISTOGRAM_CELLS = 16, 48
 NUM_CELLS = 800
 
@@ -155,6 +157,19 @@ class RequestStats:
     def finished(self) -> dict[str, int]:
         """Requests that ended, by FINISH_REASONS."""
         return {r: int(self._cells[_FINISHED + i]) for i, r in enumerate(FINISH_REASONS)}
+
+    @property
+    def tool_parses(self) -> dict[tuple[str, str], int]:
+        """Choices that a tool parser read, by vLLM's labels `mode` and `outcome`."""
+        return {
+            (mode, outcome): int(self._cells[_PARSED + 2 * i + j])
+            for i, mode in enumerate(("non_streaming", "streaming"))
+            for j, outcome in enumerate(("no_tool_call", "tool_call"))
+        }
+
+    def on_tool_parse(self, is_stream: bool, has_call: bool) -> None:
+        """A tool parser read a choice to its end."""
+        self._cells[_PARSED + 2 * is_stream + has_call] += 1
 
     def on_arrival(self, timings: Timings) -> None:
         """Sent to the engine. Continuations of one request come in a row and share `arrival`."""

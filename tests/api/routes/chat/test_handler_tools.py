@@ -198,6 +198,22 @@ async def test_the_shape_of_calls() -> None:
         assert "tool_calls" not in plain["message"] and plain["finish_reason"] == "stop"
 
 
+async def test_what_a_tool_parser_read_is_counted() -> None:
+    async with open_api(template=TEMPLATE) as api:
+        api.engine.answer = lambda request: f"text{CALL}{OTHER}"
+        for fields in ({"tools": TOOLS}, {}, {"tools": TOOLS, "tool_choice": "none"}):
+            await whole(api, **fields)
+            await streamed(api, **fields)
+        await api.chat(tools=TOOLS, n=3)
+        api.engine.answer = lambda request: "text"
+        await api.chat(tools=TOOLS, n=2, stream=True)
+        assert api.state.stats is not None
+        assert api.state.stats.tool_parses == {
+            ("non_streaming", "no_tool_call"): 0, ("non_streaming", "tool_call"): 4,
+            ("streaming", "no_tool_call"): 2, ("streaming", "tool_call"): 1,
+        }  # fmt: skip
+
+
 async def test_tools_go_through_the_template_and_keep_their_order() -> None:
     async with open_api(template=TEMPLATE) as api:
         await api.chat(tools=TOOLS)

@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """POST /v1/chat/completions."""
 
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -115,11 +116,15 @@ async def _create(
     role = state.server.response_role if body.add_generation_prompt else last["role"]
     echo = last["content"] if body.echo and last["role"] == role else ""
     names = TokenNames(llm.tokenizer, body.return_tokens_as_token_ids)
+    on_end = None
+    if tools.active and state.parsers.tool is not None and state.stats is not None:
+        on_end = partial(state.stats.on_tool_parse, body.stream)
     view = View.of(
         state.server.reasoning_field,
         thinking.shown,
         parsing is not None,
         tools.named is not None,
+        on_end,
     )
     prompt: dict[str, Any] = {}
     if body.return_token_ids:

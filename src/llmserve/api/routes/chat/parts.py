@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """What a parser understood, in the fields of messages and of deltas."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 from llmserve.api.generation import Choice
@@ -16,12 +17,20 @@ class View(NamedTuple):
     reasoning: tuple[str, ...]  # the fields that carry it; none hides it
     parses: bool  # there is a parser
     named: bool = False  # the client named the tool: `finish_reason` stays "stop"
+    on_end: Callable[[bool], None] | None = None  # a choice, with or without calls
 
     @classmethod
-    def of(cls, field: str, include: bool, parses: bool, named: bool) -> "View":
+    def of(
+        cls,
+        field: str,
+        include: bool,
+        parses: bool,
+        named: bool,
+        on_end: Callable[[bool], None] | None = None,
+    ) -> "View":
         """From the server's --reasoning-field and the request's include_reasoning."""
         fields = ("reasoning", "reasoning_content") if field == "both" else (field,)
-        return cls(fields if include else (), parses, named)
+        return cls(fields if include else (), parses, named, on_end)
 
     def message(self, choice: Choice) -> dict[str, Any]:
         """The fields of a whole message that follow from its parts."""
@@ -70,7 +79,10 @@ class View(NamedTuple):
         return fields
 
     def finish_reason(self, reason: str | None, stop: int | str | None, calls: bool) -> str | None:
-        """ "tool_calls" if there are `calls` and the model ended by itself."""
+        """ "tool_calls" if there are `calls` and the model ended by itself; None while it goes
+        on."""
+        if reason is not None and self.on_end is not None:
+            self.on_end(calls)
         if reason == "stop" and calls and not self.named and not isinstance(stop, str):
             return "tool_calls"
         return reason
