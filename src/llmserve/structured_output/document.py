@@ -5,6 +5,7 @@
 Drafts 4 to 2020-12 are read alike; a keyword that was renamed is known under both names.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from llmserve.errors import GrammarError
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 MAX_DEPTH = 128  # of arrays and objects in each other
 MAX_PLACES = 50_000
+_LONG = 256  # characters of a name
 _DATA = ("enum", "const", "default", "examples", "example")  # values, no schemas in them
 _OWNERS = ("unevaluatedItems", "unevaluatedProperties")
 _REAL = int | float
@@ -117,6 +119,8 @@ class Node:
         """A schema that nobody wrote, in place of this one."""
         text = json.dumps(raw, default=lambda part: part.name)
         ident = f"{self.owner}~{text}"
+        if len(ident) > _LONG:  # it holds those of its parts, which hold those of theirs
+            ident = hashlib.blake2b(ident.encode(), digest_size=16).hexdigest()
         return Node(self.document, raw, self.pointer, self.base, ident=ident, written=False)
 
 
