@@ -9,7 +9,7 @@ built it before with the same limits, and within its deadline.
 from typing import Any
 
 import numpy as np
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from llguidance.gbnf_to_lark import any_to_lark
 from llguidance.numpy import fill_next_token_bitmask
 
@@ -20,6 +20,12 @@ from llmserve.structured_output.schema import MAX_WHITESPACE
 from llmserve.structured_output.vocabulary import Vocabulary
 
 _LOOSE: Any = {"whitespace_pattern": rf"[ \t\n\r]{{0,{MAX_WHITESPACE}}}"}
+# Of the lexer a tenth to a half of the library's own, since a mask makes its states as it goes:
+# "(x{1000}){1000}" took 1.5 s of an engine's step and 170 MiB, and then could not go on
+_LIMITS = LLParserLimits(
+    initial_lexer_fuel=100_000, step_lexer_fuel=100_000, max_lexer_states=50_000,
+    verbose_errors=False,
+)  # fmt: skip
 _COMPACT: Any = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
 
 
@@ -84,7 +90,7 @@ class GuidanceBackend(GrammarBackend):
                 text = LLMatcher.grammar_from_lark(any_to_lark(spec.text))
             case "structural_tag":
                 raise GrammarError("structural tags need --structured-outputs-backend xgrammar")
-        matcher = LLMatcher(self._tokenizer, text, log_level=0)
+        matcher = LLMatcher(self._tokenizer, text, log_level=0, limits=_LIMITS)
         if matcher.is_error():
             raise GrammarError(matcher.get_error().strip())
         return Guidance(matcher)

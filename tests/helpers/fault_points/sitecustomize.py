@@ -201,7 +201,8 @@ def patch_pool(module: Any) -> None:
     pool.allocate = failing("allocate", pool.allocate, lambda: MemoryError(PRIVATE), False)
 
 
-def patch_functional(module: Any) -> None:
+def patch_linear(module: Any) -> None:
+    """Of torch, and of the compiled CPU kernels."""
     error = RuntimeError(PRIVATE)
     module.linear = failing("linear", module.linear, lambda: error, False)
 
@@ -220,7 +221,8 @@ PATCHES: dict[str, Callable[[Any], None]] = {
     "llmserve.scheduler.admission": patch_admission,
     "llmserve.worker.model_runner": patch_runner,
     "llmserve.kv_cache.block_pool": patch_pool,
-    "torch.nn.functional": patch_functional,
+    "torch.nn.functional": patch_linear,
+    "llmserve.kernels.cpu": patch_linear,
     "zmq.sugar.socket": patch_zmq,
 }
 
