@@ -44,6 +44,7 @@ class Truncation(NamedTuple):
 
 
 Prompt = str | list[int] | TextPrompt | TokensPrompt
+_GRAMMAR_THREADS = 2
 
 # generation_config.json's names -> SamplingParams' names
 _GENERATION_DEFAULTS = {
@@ -81,6 +82,7 @@ class InputProcessor:
         self._default_template_kwargs = default_template_kwargs
         self._structured_outputs_config = structured_outputs_config or {}
         self.takes_extra_args = takes_extra_args
+        self._grammar_turn = asyncio.Semaphore(_GRAMMAR_THREADS)
         self.generation_defaults = {
             ours: model.generation_defaults[theirs]
             for theirs, ours in _GENERATION_DEFAULTS.items()
@@ -321,8 +323,9 @@ class InputProcessor:
         return prepare(msgspec.structs.replace(params, **given), backend)
 
     async def read_grammar(self, params: StructuredOutputsParams) -> GrammarSpec:
-        """`make_grammar` in a thread."""
-        return await asyncio.to_thread(self.make_grammar, params)
+        """`make_grammar` in a thread. A few at a time: each keeps the event loop from the lock."""
+        async with self._grammar_turn:
+            return await asyncio.to_thread(self.make_grammar, params)
 
     def check_token_ids(self, ids: list[int], param: str) -> None:
         """RequestError for an id that the model has no row for."""

@@ -29,7 +29,7 @@ from llmserve.utils.logger import get_logger
 
 logger = get_logger(__name__)
 
-SECONDS = 2.5  # to compile a grammar
+SECONDS = 2.0  # to compile a grammar
 MEMORY_BYTES = 1 << 30  # that compiling one may allocate
 WORKERS = 2  # grammars compiled at once
 MAX_COMPILED_BYTES = 64 << 20  # of one grammar

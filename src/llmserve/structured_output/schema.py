@@ -35,7 +35,7 @@ from llmserve.structured_output.values import common, same_kind, scalar_fits, un
 MAX_WHITESPACE = 16  # characters in a row between two JSON tokens
 MAX_CHOICES = 256  # ways to choose among the alternatives that meet at one place
 MAX_NODES = 20_000
-MAX_SECONDS = 0.5  # of a thread of the API server
+MAX_SECONDS = 0.3  # of a thread of the API server
 _KEYWORDS: dict[str, tuple[str, ...]] = {
     "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
     "string": ("minLength", "maxLength", "pattern", "format"),
