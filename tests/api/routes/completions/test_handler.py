@@ -155,6 +155,8 @@ async def test_beam_search() -> None:
         ):
             refused = await api.complete("a", **(asked | fields))
             assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+        bound = await api.complete(thinking_token_budget=3, structured_outputs={"regex": "a"})
+        assert bound.headers["x-llmserve-ignored"] == "thinking_token_budget"
         ignored = await api.complete("a", length_penalty=2.0, early_stopping=True)
         assert ignored.headers["x-llmserve-ignored"] == "length_penalty, early_stopping"
 

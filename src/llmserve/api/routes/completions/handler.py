@@ -91,7 +91,9 @@ async def _create(
         encoded.append(_Prompt(ids, params, parsing))
         if clamped is not None and body.max_tokens is not None:
             clamps.append(clamped)
-    add_ignored(headers, grammar.ignored if grammar else ())
+    if grammar is not None:  # which begins at once: there is no reasoning
+        unused = ["thinking_token_budget"] if body.thinking_token_budget is not None else []
+        add_ignored(headers, [*unused, *grammar.ignored])
     if clamps:
         headers["x-llmserve-max-tokens"] = str(min(clamps))
     if state.server.enable_log_requests:
