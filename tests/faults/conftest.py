@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """The shared bench, and the second chance of a row that only a deadline failed."""
 
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ def bench_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def bench(bench_model: Path) -> Iterator[Bench]:
     """One server for all rows that leave it running."""
+    sys.setswitchinterval(5e-4)  # what reads streams and probes has its clock in this process
     with Bench(bench_model) as started:
         yield started
 
