@@ -76,7 +76,7 @@ class Servers:
 @pytest.fixture
 def servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Servers]:
     monkeypatch.setattr(module, "Child", FakeChild)
-    monkeypatch.setattr(module, "dump_stacks", lambda pid: [])
+    monkeypatch.setattr(module, "dump_stacks", lambda pid, number: [])
     with socket.socket() as sock:
         yield Servers(tmp_path, sock)
 

@@ -14,7 +14,14 @@ from pathlib import Path
 import pytest
 
 from llmserve import envs
-from llmserve.utils.child import Child, dump_stacks, make_run_dir, send_start, sweep_run_dirs
+from llmserve.utils.child import (
+    WHEN_STUCK,
+    Child,
+    dump_stacks,
+    make_run_dir,
+    send_start,
+    sweep_run_dirs,
+)
 
 
 def test_run_dir_is_private() -> None:
@@ -111,7 +118,8 @@ def test_a_stopped_child_dies_with_its_killed_parent(tmp_path: Path) -> None:
     _wait(lambda: _gone(child), 3.0)
 
 
-def test_sigusr1_is_sent_to_those_that_write_stacks_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGUSR1, WHEN_STUCK])
+def test_signals_are_sent_to_those_that_write_stacks_alone(tmp_path: Path, number: int) -> None:
     ours, theirs = socket.socketpair()
     report = tmp_path / "pid"
     with subprocess.Popen(
@@ -126,7 +134,7 @@ def test_sigusr1_is_sent_to_those_that_write_stacks_alone(tmp_path: Path) -> Non
         send_start(ours, {"path": str(report)})
         _wait(lambda: report.exists() and report.read_text())
         sleep = int(report.read_text())
-        assert dump_stacks(process.pid) == [process.pid]  # and not `sleep`, which would die
+        assert dump_stacks(process.pid, number) == [process.pid]  # and not `sleep`, which would die
         assert process.stderr is not None
         text = process.stderr.readline()
         while "Current thread" not in text:

@@ -16,7 +16,7 @@ from llmserve.engine.channel import client_address
 from llmserve.engine.client import EngineClient
 from llmserve.engine.launch import SUPERVISOR, ApiStart, EngineProcess
 from llmserve.metrics.board import Board
-from llmserve.utils.child import Child, dump_stacks
+from llmserve.utils.child import WHEN_STUCK, Child, dump_stacks
 from llmserve.utils.heartbeat import Watchdog
 from llmserve.utils.logger import get_logger
 
@@ -106,7 +106,7 @@ class ApiServers:
         """Ends what is left of a server, gives back what it had and starts another."""
         process = self._processes[slot]
         if process.child.alive():
-            dump_stacks(process.child.process.pid)
+            dump_stacks(process.child.process.pid, WHEN_STUCK)
         process.child.end(0.0)
         self._board.replace(slot)
         with contextlib.suppress(FileNotFoundError):

@@ -3,7 +3,6 @@
 """`llmserve serve`: the supervisor. It owns the engine and the API servers, and outlives them."""
 
 import contextlib
-import faulthandler
 import os
 import shlex
 import signal
@@ -24,7 +23,7 @@ from llmserve.config.server import ServerConfig
 from llmserve.core.messages import EngineFailed, EngineLost, EngineReady, ModelInfo
 from llmserve.engine.launch import SUPERVISOR, launch_engine
 from llmserve.errors import ConfigError
-from llmserve.utils.child import dump_stacks
+from llmserve.utils.child import WHEN_STUCK, dump_stacks, write_stacks
 from llmserve.utils.heartbeat import Watchdog
 from llmserve.utils.logger import configure, get_logger
 
@@ -180,6 +179,7 @@ class Supervisor:
     def on_sigusr1(self, signum: int, frame: FrameType | None) -> None:
         """Asks for the stacks of all processes."""
         self._wants_stacks = True
+        write_stacks(signum, frame)
 
     def run(self) -> int:
         """Watches until a signal, or until restarting does not help; the exit code."""
@@ -252,6 +252,7 @@ class Supervisor:
             return None
         if trouble.hung:
             dump_stacks(os.getpid())
+            dump_stacks(self.engine.child.process.pid, WHEN_STUCK)
         self._info, self._began = None, now
         self.client.reconnect(self.engine.number + 1)
         self.engine.restart()
@@ -300,7 +301,6 @@ def run(argv: list[str]) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, supervisor.on_signal)
         signal.signal(signal.SIGUSR1, supervisor.on_sigusr1)
-        faulthandler.register(signal.SIGUSR1, chain=True)
         try:
             return supervisor.run()
         finally:

@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import TypeVar
 
 import msgspec
@@ -30,6 +31,7 @@ from llmserve.errors import ConfigError
 
 T = TypeVar("T")
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
+WHEN_STUCK = signal.SIGRTMIN
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _DUMP_S = 0.3  # for the stacks of a process to be written
 _RUN_DIR = "llmserve-"
@@ -87,11 +89,13 @@ def receive_start(fd: int, kind: type[T], sweep: Callable[[T], None] | None = No
     """Child's side: reads the start message, then dies when the parent does.
 
     One that is given `sweep` calls it first, to remove what the parent could not. SIGINT is left to
-    the parent, which tells its children what to do; SIGUSR1 writes all stacks to the log.
+    the parent, which tells its children what to do; SIGUSR1 writes all stacks to the log, and so
+    does `WHEN_STUCK`.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.enable()
-    faulthandler.register(signal.SIGUSR1)
+    signal.signal(signal.SIGUSR1, write_stacks)
+    faulthandler.register(WHEN_STUCK)
     channel = socket.socket(fileno=fd)
     stream = channel.makefile("rb")
     length = int.from_bytes(stream.read(8), "little")
@@ -115,10 +119,17 @@ def receive_start(fd: int, kind: type[T], sweep: Callable[[T], None] | None = No
     return message
 
 
-def dump_stacks(root: int) -> list[int]:
-    """Has `root` and its descendants, but not us, write their stacks to the log; their pids.
+def write_stacks(signum: int, frame: FrameType | None) -> None:
+    """Handles SIGUSR1. The main thread has the interpreter's lock meanwhile: from a handler in C,
+    which needs no lock, others go on while their frames are read, and the process may crash."""
+    faulthandler.dump_traceback()
 
-    Only who handles SIGUSR1 is sent it: to others, as to one that is just starting, it is death.
+
+def dump_stacks(root: int, number: int = signal.SIGUSR1) -> list[int]:
+    """Has `root` and its descendants, but not us, write their stacks to the log; their pids.
+    `number` may be `WHEN_STUCK` for those that will be ended: it waits for no lock.
+
+    Only who handles it is sent it: to others, as to one that is just starting, it is death.
     """
     parents: dict[int, int] = {}
     for entry in Path("/proc").glob("[0-9]*"):
@@ -128,10 +139,10 @@ def dump_stacks(root: int) -> list[int]:
     found = [root]
     for pid in found:
         found += [child for child, parent in parents.items() if parent == pid]
-    told = [pid for pid in found if pid != os.getpid() and _handles(pid, signal.SIGUSR1)]
+    told = [pid for pid in found if pid != os.getpid() and _handles(pid, number)]
     for pid in told:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGUSR1)
+            os.kill(pid, number)
         time.sleep(_DUMP_S)  # a stack is written word by word, to what all of them write to
     return told
 
