@@ -4,7 +4,7 @@
 
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from llmserve.core.outputs import Part
@@ -90,6 +90,31 @@ class ToolParser(ABC):
         if opener:
             reader.record(opener)
         return opener
+
+
+def read_calls(
+    reader: Reader,
+    opener: str,
+    begin: str,
+    closers: tuple[str, ...],
+    read_call: Callable[[Reader], Step[bool]],
+) -> Step[None]:
+    """Reads calls behind `opener`, which is recorded: each starts with `begin`, and one of
+    `closers` may end them. `read_call` reads one behind its start; False if it is none. What is no
+    call is content."""
+    begun = opener
+    if begun != begin:
+        yield from reader.space()
+        begun = yield from reader.at(begin)
+    while begun and (yield from read_call(reader)):
+        reader.record("")
+        yield from reader.space()
+        begun = yield from reader.at(begin, *closers)
+        if begun != begin:
+            if begun or not (yield from reader.peek()):
+                reader.commit()
+            break
+    reader.rollback()
 
 
 class OutputParser:

@@ -5,7 +5,7 @@
 import re
 from typing import ClassVar
 
-from llmserve.parsers.base import ToolParser
+from llmserve.parsers.base import ToolParser, read_calls
 from llmserve.parsers.json_text import read_arguments
 from llmserve.parsers.reader import Markers, Reader, Step, drop
 
@@ -25,19 +25,8 @@ class NamedCalls(ToolParser):
     def run(self, reader: Reader) -> Step[None]:
         """See ToolParser."""
         while opener := (yield from self.next_opener(reader)):
-            found = opener
-            if found != self.begin:
-                yield from reader.space()
-                found = yield from reader.at(self.begin)
-            while found and (yield from self.read_call(reader)):
-                reader.record("")
-                yield from reader.space()
-                found = yield from reader.at(self.begin, self.section_end)
-                if found != self.begin:
-                    if found or not (yield from reader.peek()):
-                        reader.commit()
-                    break
-            reader.rollback()
+            closers = (self.section_end,)
+            yield from read_calls(reader, opener, self.begin, closers, self.read_call)
 
     def read_call(self, reader: Reader) -> Step[bool]:
         """Reads a call behind `begin`; False if there is none."""

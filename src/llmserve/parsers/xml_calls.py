@@ -9,7 +9,7 @@ thing begins on a line of its own, a call where the next one begins.
 import re
 from typing import ClassVar
 
-from llmserve.parsers.base import ToolParser
+from llmserve.parsers.base import ToolParser, read_calls
 from llmserve.parsers.json_text import dumps, loads
 from llmserve.parsers.reader import Markers, Reader, Step, drop
 from llmserve.parsers.schema_values import is_text, to_json, types_of
@@ -35,20 +35,7 @@ class XmlCalls(ToolParser):
 
     def read_calls(self, reader: Reader, opener: str) -> Step[None]:
         """Reads calls behind `opener`, which is recorded. What is no call is content."""
-        if opener == self.call_opener:
-            begun = opener
-        else:
-            yield from reader.space()
-            begun = yield from reader.at(self.call_opener)
-        while begun and (yield from self.read_call(reader)):
-            reader.record("")
-            yield from reader.space()
-            begun = yield from reader.at(self.call_opener, *self.closers)
-            if begun != self.call_opener:
-                if begun or not (yield from reader.peek()):
-                    reader.commit()
-                break
-        reader.rollback()
+        return read_calls(reader, opener, self.call_opener, self.closers, self.read_call)
 
     def read_call(self, reader: Reader) -> Step[bool]:
         """Reads a call behind the start of its opening tag; False if it is none."""

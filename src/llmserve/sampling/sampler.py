@@ -77,6 +77,7 @@ class _Batch:
 
     slots: bytes
     processors: list[tuple[LogitsProcessor, Rows]]
+    is_changed: bool  # by any but a grammar's mask
     logprobs: list[Group]
     draw: "_KernelDraw | _TorchDraw"
 
@@ -211,8 +212,7 @@ class Sampler:
         logits = logits.contiguous()
         # Without processors, the draw sees the same logits and finds as much; under a mask, it is
         # the allowed tokens that count
-        is_changed = any(processor is not self.grammar for processor, _ in batch.processors)
-        bad = logits.amax(1).isfinite().logical_not_() if is_changed else None
+        bad = logits.amax(1).isfinite().logical_not_() if batch.is_changed else None
         scored: list[Tensor] = []
         if self._raw_logprobs:
             scored = [rows.of(logits) for rows, _, _ in batch.logprobs]
@@ -253,12 +253,12 @@ class Sampler:
         """Whether any of the rows is random and the mask of all, int32 [n, ceil(logits_width /
         32)] or None, if nothing but a draw under a mask is asked for; else None."""
         batch = self._batch_of(slots)
-        if batch.logprobs or self._broken or not isinstance(batch.draw, _KernelDraw):
+        if batch.is_changed or batch.logprobs or self._broken:
+            return None
+        if not isinstance(batch.draw, _KernelDraw):
             return None
         if not batch.processors:
             return batch.draw.random, None
-        if any(processor is not self.grammar for processor, _ in batch.processors):
-            return None
         ((_, rows),) = batch.processors
         words = self.grammar.words(rows)
         if words is not None and len(rows) < len(slots):
@@ -346,13 +346,15 @@ class Sampler:
                     limits = self._truncation.limits(rows.slots_cpu) if is_truncated else None
                     groups.append((rows, temperature, seeds, limits))
             draws = _TorchDraw(select(~random), groups)
+        processors = [
+            (processor, select(mask))
+            for processor, mask in zip(self._processors, self._active[:, slots], strict=True)
+            if mask.any()
+        ]
         self._batch = _Batch(
             slots=key,
-            processors=[
-                (processor, select(mask))
-                for processor, mask in zip(self._processors, self._active[:, slots], strict=True)
-                if mask.any()
-            ],
+            processors=processors,
+            is_changed=any(processor is not self.grammar for processor, _ in processors),
             logprobs=self._logprobs.groups(slots),
             draw=draws,
         )

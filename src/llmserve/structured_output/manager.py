@@ -44,9 +44,9 @@ class _Walk:
         )
 
     @property
-    def is_forced(self) -> bool:
-        """Whether the next token is one of the end of its reasoning."""
-        return self.thought is not None and self.thought.forced is not None
+    def forced(self) -> int | None:
+        """The next token, where it is one of the end of its reasoning."""
+        return None if self.thought is None else self.thought.forced
 
 
 @dataclass(slots=True)
@@ -184,7 +184,7 @@ class GrammarManager:
         """The rows of `words` that now are as their grammar has them."""
         kinds: dict[type[Matcher], tuple[list[Matcher], list[int]]] = {}
         for i, walk in walks.items():
-            if walk.matcher is not None and not walk.is_forced and not walk.matcher.ended():
+            if walk.matcher is not None and walk.forced is None and not walk.matcher.ended():
                 matchers, rows = kinds.setdefault(type(walk.matcher), ([], []))
                 matchers.append(walk.matcher)
                 rows.append(i)
@@ -195,18 +195,8 @@ class GrammarManager:
     def _fill(
         self, walk: _Walk, words: np.ndarray, left: int, is_filled: bool
     ) -> LLMServeError | None:
-        if not is_filled:
-            if walk.is_forced:
-                assert walk.thought is not None and walk.thought.forced is not None
-                words[:] = self._words_of([walk.thought.forced])
-                return None
-            if walk.matcher is None:
-                words[:] = -1
-                return None
-            if walk.matcher.ended():
-                words[:] = self._only_end  # of a request that ignores it
-                return None
-            walk.matcher.fill(words)
+        if not is_filled and not self._fill_alone(walk, words):
+            return None
         assert walk.matcher is not None
         if walk.barred is not None and words.any():
             words &= ~walk.barred
@@ -220,6 +210,19 @@ class GrammarManager:
         elif (way := self._way(walk, left)) is not None:
             way.narrow(walk.matcher, words, left)
         return None
+
+    def _fill_alone(self, walk: _Walk, words: np.ndarray) -> bool:
+        """Whether it is the grammar that binds the row now."""
+        if walk.forced is not None:
+            words[:] = self._words_of([walk.forced])
+        elif walk.matcher is None:
+            words[:] = -1
+        elif walk.matcher.ended():
+            words[:] = self._only_end  # of a request that ignores it
+        else:
+            walk.matcher.fill(words)
+            return True
+        return False
 
     def _way(self, walk: _Walk, left: int) -> Way | None:
         """Of JSON alone: elsewhere nothing tells what leads to the end."""
