@@ -5,7 +5,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.helpers.parsers import PLAIN, TEXTS, Output, Parsed, loaded
@@ -16,11 +16,11 @@ SAYABLE = TEXTS.filter(lambda text: not any(end in text for end in ENDS))
 ARGUMENTS = st.fixed_dictionaries({}, optional={"s": SAYABLE, "i": st.integers()})
 
 
-def render(calls: list[dict[str, Any]], gap: str) -> str:
+def render(calls: list[dict[str, Any]], gap: str, separator: str = "") -> str:
     """As the template of 4.5 (with newlines) or 4.7 does."""
     text = ""
     for arguments in calls:
-        text += f"{gap}<tool_call>f{gap}"
+        text += f"{gap}<tool_call>f{separator}{gap}"
         for key, value in arguments.items():
             text += f"<arg_key>{key}</arg_key>{gap}<arg_value>{value}</arg_value>{gap}"
         text += "</tool_call>"
@@ -56,10 +56,11 @@ def test_reasoning_between_calls() -> None:
 
 
 @given(PLAIN, st.lists(ARGUMENTS, min_size=1, max_size=2), st.sampled_from(["", "\n"]))
+@example("", [{"s": "]<]minimax[>[<tool_call>f"}], "")
 def test_hunyuan_has_a_separator_and_tags_around_all(
     content: str, calls: list[dict[str, Any]], gap: str
 ) -> None:
-    body = render(calls, gap).replace("<tool_call>f", "<tool_call>f<tool_sep>")
+    body = render(calls, gap, "<tool_sep>")
     text = f"<think>so</think>{content}<tool_calls>{body}{gap}</tool_calls>"
     hunyuan = GLM._replace(tool="hy_v3")
     found = hunyuan.check_law(text, every_cut=False)
