@@ -4,6 +4,7 @@
 
 import json
 import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -128,6 +129,7 @@ class Driver:
         self.released: list[int] = []
         self.steps = 0
         self.masks: np.ndarray | None = None  # int32 [num_slots, words]: of all draws from then on
+        self.num_late = 0  # masks that were written once their draw was enqueued
 
     def add(
         self, slot: int, tokens: list[int], num_prompt: int | None = None, **params: Any
@@ -193,10 +195,24 @@ class Driver:
         """Starts a step."""
         plan = self.plan(todo, **options)
         self.runner.forward(plan)
-        if self.masks is not None:
-            drawn = plan.slots[plan.sample]
-            plan.mask = TokenMask(drawn, self.masks[drawn])
-        return plan, self.runner.sample(plan)
+        if self.masks is None:
+            return plan, self.runner.sample(plan)
+        drawn = plan.slots[plan.sample]
+        masks = self.masks[drawn]
+        late = self.runner.late_mask() if plan.step % 3 else None
+        if late is None:
+            plan.mask = TokenMask(drawn, masks)
+            return plan, self.runner.sample(plan)
+        late.words[:] = 0
+        handle = self.runner.sample(plan)
+        self.num_late += 1
+        time.sleep(0.02)
+        assert handle._event is not None and not handle._event.query(), (
+            "the draw did not wait for its mask"
+        )
+        late.words[:] = masks
+        late.release()
+        return plan, handle
 
     def step(self, todo: dict[int, int], **options: Any) -> dict[int, list[int]]:
         """Runs a step to its end: the tokens that each slot drew."""

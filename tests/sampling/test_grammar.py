@@ -76,13 +76,15 @@ def test_a_draw_without_the_host_is_the_same() -> None:
         logits = rng.normal(size=(4, WIDTH)).astype(np.float32)
         mask = _mask({2: _words(*rng.permutation(WIDTH)[:5]), 4: _words(39)})
         sampler.grammar.mask = other.grammar.mask = mask
-        plain = sampler.plain_draw(slots)
-        assert plain is not None and plain[0] and plain[1] is not None
+        assert sampler.plain_draw(slots) is True
+        words = np.zeros((5, mask.words.shape[1]), np.int32)
+        assert sampler.write_mask(slots, words)
         drawn = sampler.draw_plain(
             torch.from_numpy(logits.copy()), torch.from_numpy(slots).long(), index, True,
-            torch.from_numpy(plain[1]),
+            torch.from_numpy(words[:4]),
         )  # fmt: skip
         assert drawn[0].tolist() == sample(other, logits, slots.tolist(), index.tolist())
-    assert sampler.plain_draw(slots[:1]) == (True, None)
+    assert sampler.plain_draw(slots[:1]) is True
+    assert not sampler.write_mask(slots[:1], words)
     sampler.add(new_request(5, [1], grammar=SPEC, bad_words_token_ids=[[3]]))
     assert sampler.plain_draw(np.array([5], np.int32)) is None

@@ -105,7 +105,7 @@ class Bench:
     def allowed(self) -> list[int] | LLMServeError:
         plan, rows = self.rows()
         assert [row.row for row in rows] == [0]
-        failed = self.manager.fill(plan, rows)
+        failed = self.manager.mask(plan, rows)
         assert plan.mask is not None and plan.mask.slots.tolist() == [1]
         if failed:
             assert failed[0][0] is self.request
@@ -187,7 +187,7 @@ def test_who_has_ended_gets_a_mask_and_no_token() -> None:
     bench = Bench([[3], [4]])
     plan, rows = bench.rows()
     bench.request.finish_reason = "stop"
-    assert bench.manager.fill(plan, rows) == []
+    assert bench.manager.mask(plan, rows) == []
     assert plan.mask is not None and (plan.mask.words == -1).all()
     assert bench.draw(9) == []
     bench.manager.leave(bench.request.key)
@@ -268,7 +268,7 @@ def test_a_library_that_fails_for_one_fails_for_no_other(broken: bool) -> None:
         1, np.array([3, 2, 1], np.int32), 0 * one, one, 0 * one, one.astype(bool), NO_BLOCKS,
         new_requests=new,
     )  # fmt: skip
-    failed = manager.fill(plan, manager.rows_of(plan, requests))
+    failed = manager.mask(plan, manager.rows_of(plan, requests))
     assert [request for request, _ in failed] == ([requests[2]] if broken else [])
     assert plan.mask is not None and plan.mask.slots.tolist() == [3, 2, 1]
     assert plan.mask.words[:, 0].tolist() == [1 << 4, -1 if broken else 1 << 5, 1 << 3]

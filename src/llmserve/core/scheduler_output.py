@@ -7,6 +7,7 @@ handed over. Slots are rows of the workers' persistent state; slot 0 and block 0
 padding and are never given to a request.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +42,18 @@ class TokenMask(msgspec.Struct, array_like=True):
 
     slots: np.ndarray
     words: np.ndarray
+
+
+@dataclass(slots=True)
+class LateMask:
+    """A mask that may be written after the `sample` of its step, whose draw waits until `release`,
+    which must come; but not before the results of the steps before are there.
+
+    `words` int32 [num_rows, ceil(logits_width / 32)].
+    """
+
+    words: np.ndarray
+    release: Callable[[], None]
 
 
 @dataclass(slots=True)

@@ -3,15 +3,29 @@
 """EngineCore: scheduler and executor, one step at a time. No sockets, no processes."""
 
 from collections import deque
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from llmserve.core.messages import AbortRequests, EngineOutputs, EngineRequest, SchedulerStats
-from llmserve.core.scheduler_output import SchedulerOutput
+from llmserve.core.request import Request
+from llmserve.core.scheduler_output import LateMask, SchedulerOutput
 from llmserve.errors import LLMServeError
 from llmserve.executor.base import Executor, StepHandle
 from llmserve.scheduler.scheduler import Scheduler
 from llmserve.structured_output.manager import GrammarManager, GrammarRow
 from llmserve.utils.heartbeat import Heartbeat
+
+
+@dataclass(slots=True)
+class _Step:
+    """In flight. `late` is where its mask is to be written, until it is."""
+
+    plan: SchedulerOutput
+    handle: StepHandle
+    rows: list[GrammarRow]
+    late: LateMask | None
 
 
 class EngineCore:
@@ -29,7 +43,7 @@ class EngineCore:
         self.depth = depth
         self.grammars = grammars
         self.heartbeat: Heartbeat | None = None
-        self._in_flight: deque[tuple[SchedulerOutput, StepHandle, list[GrammarRow]]] = deque()
+        self._in_flight: deque[_Step] = deque()
 
     @property
     def has_work(self) -> bool:
@@ -78,37 +92,61 @@ class EngineCore:
             if self.heartbeat is not None:
                 self.heartbeat.step(int(plan.num_scheduled.sum()))
             self.executor.forward(plan)
-            rows = self._mask(plan)
-            self._in_flight.append((plan, self.executor.sample(plan), rows))
+            rows, late = self._mask(plan)
+            self._in_flight.append(_Step(plan, self.executor.sample(plan), rows, late))
+            self._mask_late()
         if self._in_flight and (plan is None or len(self._in_flight) >= self.depth):
             self._commit()
         elif plan is None and self.scheduler.has_unfinished():
             raise AssertionError("requests wait, nothing runs and nothing is in flight")
 
-    def _mask(self, plan: SchedulerOutput) -> list[GrammarRow]:
-        """Fills the plan's mask, where rows of it are bound, while its forward runs.
+    def _mask(self, plan: SchedulerOutput) -> tuple[list[GrammarRow], LateMask | None]:
+        """Fills the plan's mask, where rows of it are bound, while its forward runs; or says where
+        `_mask_late` is to write it.
 
         The mask of a row needs the row's token of the step before.
         """
         grammars = self.grammars
-        rows = [] if grammars is None else grammars.rows_of(plan, self.scheduler.slots.requests)
-        if grammars is not None and grammars.binds(rows, len(self._in_flight)):
+        if grammars is None:
+            return [], None
+        rows = grammars.rows_of(plan, self.scheduler.slots.requests)
+        if not grammars.binds(rows, len(self._in_flight)):
+            return rows, None
+        late = self.executor.late_mask(plan)
+        if late is None:
             while self._in_flight:
                 self._commit()
-            for request, error in grammars.fill(plan, rows):
-                self._end(request.key, error)
-        return rows
+            self._end_all(grammars.mask(plan, rows))
+        return rows, late
+
+    def _mask_late(self) -> None:
+        """The mask of the oldest step in flight: all tokens before it are committed."""
+        step = self._in_flight[0] if self._in_flight else None
+        if step is None or step.late is None:
+            return
+        mask, step.late = step.late, None
+        rows, words = {row.row: row for row in step.rows}, mask.words
+        if len(rows) < len(words):
+            words[np.isin(np.arange(len(words)), list(rows), invert=True)] = -1
+        assert self.grammars is not None
+        failed = self.grammars.fill(rows, words)
+        mask.release()
+        self._end_all(failed)
 
     def _commit(self) -> None:
-        plan, handle, rows = self._in_flight.popleft()
-        output = handle.result()
-        failed = self.grammars.advance(rows, output) if self.grammars and rows else []
-        self.scheduler.commit(plan, output)
-        for request, error in failed:
-            self._end(request.key, error)
-        for row in rows:
+        step = self._in_flight.popleft()
+        output = step.handle.result()
+        failed = self.grammars.advance(step.rows, output) if self.grammars and step.rows else []
+        self.scheduler.commit(step.plan, output)
+        self._end_all(failed)
+        for row in step.rows:
             if row.request.finish_reason is not None and self.grammars is not None:
                 self.grammars.leave(row.request.key)
+        self._mask_late()
+
+    def _end_all(self, failed: list[tuple[Request, LLMServeError]]) -> None:
+        for request, error in failed:
+            self._end(request.key, error)
 
     def _end(self, key: int, error: LLMServeError | None) -> None:
         if error is not None:

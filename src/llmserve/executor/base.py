@@ -10,7 +10,7 @@ import msgspec
 from llmserve.config.engine import EngineConfig
 from llmserve.config.hf import ModelDescription
 from llmserve.core.kv_spec import AnyKVSpec, KVCacheConfig
-from llmserve.core.scheduler_output import ModelRunnerOutput, SchedulerOutput
+from llmserve.core.scheduler_output import LateMask, ModelRunnerOutput, SchedulerOutput
 
 
 class ModelFacts(msgspec.Struct, kw_only=True):
@@ -56,6 +56,11 @@ class Executor(ABC):
     @abstractmethod
     def sample(self, plan: SchedulerOutput) -> StepHandle:
         """Starts logits and draw of the plan given to the last `forward`, its mask set by now."""
+
+    def late_mask(self, plan: SchedulerOutput) -> LateMask | None:
+        """For the mask of the plan given to the last `forward`, all of whose rows draw. None: it
+        must be the plan's before `sample`."""
+        return None
 
     def compilations(self) -> dict[str, int]:
         """What the worker has compiled or loaded since it was ready; kinds without any left out.

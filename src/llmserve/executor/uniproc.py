@@ -9,7 +9,7 @@ import torch
 from llmserve.config.engine import EngineConfig
 from llmserve.config.hf import ModelDescription
 from llmserve.core.kv_spec import KVCacheConfig
-from llmserve.core.scheduler_output import ModelRunnerOutput, SchedulerOutput
+from llmserve.core.scheduler_output import LateMask, ModelRunnerOutput, SchedulerOutput
 from llmserve.executor.base import Executor, ModelFacts, StepHandle
 from llmserve.worker.worker import Worker
 
@@ -63,6 +63,10 @@ class UniProcExecutor(Executor):
     def _sample(self, plan: SchedulerOutput, forward: Future[None]) -> ModelRunnerOutput:
         forward.result()
         return self.worker.sample(plan).result()
+
+    def late_mask(self, plan: SchedulerOutput) -> LateMask | None:
+        """See Executor. On a CPU the thread would have to wait, and nothing is won."""
+        return None if self._thread else self.worker.late_mask()
 
     def compilations(self) -> dict[str, int]:
         """See Executor."""

@@ -249,22 +249,23 @@ class Sampler:
         for slot in slots.tolist():  # whose state was brought up to date, nobody knows
             self._break(slot, error)
 
-    def plain_draw(self, slots: np.ndarray) -> tuple[bool, np.ndarray | None] | None:
-        """Whether any of the rows is random and the mask of all, int32 [n, ceil(logits_width /
-        32)] or None, if nothing but a draw under a mask is asked for; else None."""
+    def plain_draw(self, slots: np.ndarray) -> bool | None:
+        """Whether any of the rows is random, if nothing but a draw, under a mask or not, is asked
+        for; else None."""
         batch = self._batch_of(slots)
         if batch.is_changed or batch.logprobs or self._broken:
             return None
-        if not isinstance(batch.draw, _KernelDraw):
-            return None
-        if not batch.processors:
-            return batch.draw.random, None
-        ((_, rows),) = batch.processors
-        words = self.grammar.words(rows)
-        if words is not None and len(rows) < len(slots):
-            some, words = words, np.full((len(slots), words.shape[1]), -1, np.int32)
-            words[rows.index_cpu] = some
-        return batch.draw.random, words
+        return batch.draw.random if isinstance(batch.draw, _KernelDraw) else None
+
+    def write_mask(self, slots: np.ndarray, words: np.ndarray) -> bool:
+        """Whether the step has a mask; it is then in `words` int32 [n or more, ceil(logits_width /
+        32)], -1 for rows that are not bound."""
+        for processor, rows in self._batch_of(slots).processors:
+            if processor is self.grammar and (mask := self.grammar.words(rows)) is not None:
+                words[: len(slots)] = -1
+                words[rows.index_cpu] = mask
+                return True
+        return False
 
     def draw_plain(
         self,

@@ -16,7 +16,9 @@ from llmserve.errors import EngineError, GrammarError, LLMServeError
 from llmserve.structured_output.base import CompiledGrammar, Matcher
 from llmserve.structured_output.closing import Closing, Way
 from llmserve.structured_output.compiler import GrammarCompiler, Key
+from llmserve.structured_output.schema import MAX_WHITESPACE
 from llmserve.structured_output.thought import Thought
+from llmserve.structured_output.whitespace import Whitespace
 from llmserve.utils.guard import guarded
 from llmserve.utils.logger import get_logger
 
@@ -30,7 +32,9 @@ class _Walk:
     matcher: Matcher | None
     params: SamplingParams
     thought: Thought | None
+    whitespace: Whitespace | None = None
     num_output: int = 0
+    num_spaces: int = 0  # that the text ends with
     way: Way | None = None  # to the end of a text that would be cut off
     barred: np.ndarray | None = None  # words of tokens that the request itself forbids
 
@@ -41,6 +45,7 @@ class _Walk:
             self.way is not None
             or self.num_output <= self.params.min_tokens  # at the first one, there is no way yet
             or self.barred is not None
+            or self.num_spaces >= MAX_WHITESPACE
         )
 
     @property
@@ -74,6 +79,7 @@ class GrammarManager:
         self._eos = [t for t in compiler.eos_token_ids if 0 <= t < logits_width]
         self._only_end = self._words_of(self._eos)
         self._closing: Closing | None = None
+        self._whitespace: Whitespace | None = None
         self.num_masks = 0
 
     # -- requests come and go
@@ -142,18 +148,25 @@ class GrammarManager:
             for walk in walks
         )
 
-    def fill(
+    def mask(
         self, plan: SchedulerOutput, rows: list[GrammarRow]
     ) -> list[tuple[Request, LLMServeError]]:
-        """Sets the plan's mask, in place of the one before; returns whose grammar has come to a
-        dead end.
+        """Sets the plan's mask, in place of the one before. As `fill` otherwise."""
+        words = self._words[: len(rows)]
+        plan.mask = TokenMask(plan.slots[[row.row for row in rows]], words)
+        return self.fill(dict(enumerate(rows)), words)
+
+    def fill(
+        self, rows: dict[int, GrammarRow], words: np.ndarray
+    ) -> list[tuple[Request, LLMServeError]]:
+        """Writes the mask of `rows[i]` into `words[i]`, int32 [n, ceil(logits_width / 32)];
+        returns whose grammar has come to a dead end.
 
         All tokens drawn before must have been given to `advance`.
         """
-        words = self._words[: len(rows)]
         walks = {
             i: walk
-            for i, row in enumerate(rows)
+            for i, row in rows.items()
             if row.request.finish_reason is None
             and (walk := self._walks.get(row.request.key)) is not None
         }
@@ -164,7 +177,7 @@ class GrammarManager:
             words[i] = -1  # its draw is dropped
             failed.append((rows[i].request, error))
 
-        for i, row in enumerate(rows):
+        for i, row in rows.items():
             walk = walks.get(i)
             if walk is None:
                 words[i] = -1
@@ -176,7 +189,6 @@ class GrammarManager:
         for i in np.flatnonzero(np.bitwise_or.reduce(words, axis=1) == 0).tolist():
             fault = "the grammar came to a state that no token leads out of"
             fail(i, _coded(GrammarError(fault)))
-        plan.mask = TokenMask(plan.slots[[row.row for row in rows]], words)
         self.num_masks += len(rows)
         return failed
 
@@ -203,6 +215,8 @@ class GrammarManager:
             if not words.any():
                 fault = "the grammar needs a token that allowed_token_ids or bad_words forbid"
                 return _coded(GrammarError(fault))
+        if walk.whitespace is not None and walk.num_spaces >= MAX_WHITESPACE:
+            walk.whitespace.end(words)
         if walk.num_output < walk.params.min_tokens:
             early = words & ~self._words_of([*self._eos, *walk.params.stop_token_ids])
             if early.any():  # a text that is complete may end all the same
@@ -262,6 +276,8 @@ class GrammarManager:
             return None
         if walk.way is not None:
             walk.way.took(token)
+        if walk.whitespace is not None:
+            walk.num_spaces = walk.whitespace.after(walk.num_spaces, token)
         fits = token in self._eos if walk.matcher.ended() else walk.matcher.accept(token)
         return None if fits else EngineError(f"token {token} was drawn against the grammar")
 
@@ -273,7 +289,17 @@ class GrammarManager:
             bad = self._words_of(alone)
             barred = bad if barred is None else barred | bad
         thought = None if budget is None else Thought(budget)
-        return _Walk(matcher, params, thought, barred=barred)
+        return _Walk(matcher, params, thought, self._bound_of(params), barred=barred)
+
+    def _bound_of(self, params: SamplingParams) -> Whitespace | None:
+        grammar, vocabulary = params.grammar, self.compiler.vocabulary
+        if vocabulary is None or grammar is None or grammar.compact:
+            return None
+        if grammar.backend != "xgrammar" or grammar.kind not in ("json", "structural_tag"):
+            return None
+        if self._whitespace is None:
+            self._whitespace = Whitespace(vocabulary, self._num_words)
+        return self._whitespace
 
     def _words_of(self, tokens: list[int]) -> np.ndarray:
         words = np.zeros(self._num_words, np.uint32)

@@ -12,7 +12,8 @@ import torch
 from llmserve.attention.base import AttentionMetadata
 from llmserve.config.device import DeviceConfig
 from llmserve.core.scheduler_output import SchedulerOutput
-from llmserve.worker.input_batch import HostStep, InputBatcher, PinnedRing, StepInputs
+from llmserve.worker.input_batch import HostStep, InputBatcher, StepInputs
+from llmserve.worker.mask_gate import MaskGate
 
 _MAX_ROWS = 512
 _MAX_TOKENS = 2048  # of a step with prompts: above, the device is slower than its launches
@@ -124,9 +125,7 @@ class StepGraphs:
         self._height = 5 + groups
         most = max([self._height * sizes[-1], *(self._mixed_width(size) for size in mixed)])
         self._packed = torch.zeros(most, dtype=torch.int64, device=self._slots.device)
-        self._mask = self._packed.new_zeros((sizes[-1], num_words), dtype=torch.int32)
-        self._mask_ring = PinnedRing(torch.int32)
-        self._mask_ring.reserve(self._mask.numel())
+        self.gate = MaskGate(sizes[-1], num_words, self._slots.device)
         self._starts = torch.arange(sizes[-1] + 1, dtype=torch.int32, device=self._slots.device)
         self._pool = pool
         self._decode: dict[int, _Graph] = {}
@@ -138,7 +137,7 @@ class StepGraphs:
             made = self._capture(self._decode_inputs, size, forward)
             self._decode[size] = made
             index = self._packed[4 * size : 5 * size]
-            for random, mask in ((False, None), (True, None), (True, self._mask[:size])):
+            for random, mask in ((False, None), (True, None), (True, self.gate.on_device[:size])):
                 inputs = (made.hidden, made.inputs.last_slots, index, random, mask)
                 made.draws[random, mask is not None] = self._record(
                     functools.partial(draw, *inputs)
@@ -178,14 +177,14 @@ class StepGraphs:
             return self._replay_mixed(self._batcher.read(plan))
         return None
 
-    def draw(self, inputs: StepInputs, random: bool, words: np.ndarray | None) -> torch.Tensor:
-        """Draws a token for every row of the decode step just replayed, under the mask `words`
-        int32 [rows, num_words] if there is one: int64 [2, rows], which the next draw overwrites."""
-        rows = len(inputs.draw_rows)
-        if words is not None:
-            self._mask_ring.send(self._mask[:rows], words)
+    def draw(self, inputs: StepInputs, random: bool, mask: int | None) -> torch.Tensor:
+        """Draws a token for every row of the decode step just replayed, under mask number `mask` of
+        `gate` if there is one: int64 [2, rows], which the next draw overwrites."""
+        rows, masked = len(inputs.draw_rows), mask is not None
+        if mask is not None:
+            self.gate.enqueue(rows, mask)
             random = True  # of masked draws there is one graph, which draws greedy rows as well
-        graph, drawn = self._decode[int(self._decode_size[rows])].draws[random, words is not None]
+        graph, drawn = self._decode[int(self._decode_size[rows])].draws[random, masked]
         graph.replay()
         return drawn[:, :rows]
 

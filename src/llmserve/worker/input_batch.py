@@ -59,17 +59,13 @@ class HostStep:
 class PinnedRing:
     """Copies to the device by pinned buffers in turn, guarded by events."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self) -> None:
         self._turn = 0
-        self._pinned = [torch.empty(0, dtype=dtype)] * _RING
+        self._pinned = [torch.empty(0, dtype=torch.int64)] * _RING
         self._sent: list[torch.cuda.Event | None] = [None] * _RING
 
-    def reserve(self, size: int) -> None:
-        """So that none of up to `size` elements needs a buffer of its own."""
-        self._pinned = [torch.empty(size, dtype=p.dtype, pin_memory=True) for p in self._pinned]
-
     def send(self, target: torch.Tensor, values: np.ndarray) -> None:
-        """Starts the copy of `values`, of the ring's dtype; waits for none but an old one."""
+        """Starts the copy of `values` int64; waits for none but an old one."""
         turn = self._turn = (self._turn + 1) % _RING
         event = self._sent[turn]
         if event is None:
@@ -78,7 +74,7 @@ class PinnedRing:
             event.synchronize()
         pinned = self._pinned[turn]
         if len(pinned) < values.size:
-            pinned = torch.empty(2 * values.size, dtype=pinned.dtype, pin_memory=True)
+            pinned = torch.empty(2 * values.size, dtype=torch.int64, pin_memory=True)
             self._pinned[turn] = pinned
         staged = pinned[: values.size]
         staged.numpy()[:] = values.reshape(-1)
@@ -92,7 +88,7 @@ class InputBatcher:
     def __init__(self, slots: RequestSlots) -> None:
         self.slots = slots
         self.device = slots.device
-        self.ring = PinnedRing(torch.int64)
+        self.ring = PinnedRing()
 
     def read(self, plan: SchedulerOutput, drafts: np.ndarray | None = None) -> HostStep:
         """`drafts` int32 [num_slots, k] where rows of the plan carry draft tokens."""

@@ -3,6 +3,7 @@
 """One step on the device: a plan in, tokens out."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from llmserve.attention.base import AttentionBackend
 from llmserve.attention.registry import choose
 from llmserve.core.kv_spec import KVCacheConfig
 from llmserve.core.messages import LogprobColumns
-from llmserve.core.scheduler_output import ModelRunnerOutput, SchedulerOutput
+from llmserve.core.scheduler_output import LateMask, ModelRunnerOutput, SchedulerOutput
 from llmserve.kernels.cpu import library
 from llmserve.layers.forward_batch import ForwardBatch, LayerKV
 from llmserve.models.interfaces import CausalLM
@@ -38,6 +39,7 @@ class _Forward:
     plan: SchedulerOutput
     inputs: StepInputs
     hidden: torch.Tensor  # [num_tokens, hidden], padding behind it
+    late_mask: int | None = None  # that of the gate
 
 
 class ModelRunner:
@@ -106,6 +108,22 @@ class ModelRunner:
             else:
                 hidden = self._hidden(inputs)
         self._started = _Forward(plan, inputs, hidden)
+
+    def late_mask(self) -> LateMask | None:
+        """See Executor."""
+        started, graphs = self._started, self.graphs
+        assert started is not None
+        if self._plain_draw(started.inputs) is None or graphs is None or not graphs.gate.can_wait:
+            return None
+        started.late_mask = number = graphs.gate.next()
+        words = graphs.gate.words[: len(started.inputs.draw_rows)]
+        return LateMask(words, partial(graphs.gate.open, number))
+
+    def _plain_draw(self, inputs: StepInputs) -> bool | None:
+        """Whether any row is random, of a step whose draw is a graph; else None."""
+        if self.graphs is None or not inputs.decodes or self.proposer is not None:
+            return None
+        return self.sampler.plain_draw(inputs.draw_slots)
 
     def _hidden(self, inputs: StepInputs) -> torch.Tensor:
         """[num_tokens, hidden], padding behind it"""
@@ -177,10 +195,16 @@ class ModelRunner:
     def _sample(self, started: _Forward) -> SampledBatch:
         inputs, hidden = started.inputs, started.hidden
         self.sampler.grammar.mask = started.plan.mask
-        if self.graphs is not None and inputs.decodes and self.proposer is None:
-            plain = self.sampler.plain_draw(inputs.draw_slots)
-            if plain is not None:
-                return SampledBatch(self.graphs.draw(inputs, *plain))
+        random = self._plain_draw(inputs)
+        if random is not None:
+            assert self.graphs is not None
+            number = started.late_mask
+            if number is None and self.sampler.write_mask(
+                inputs.draw_slots, self.graphs.gate.words
+            ):
+                number = self.graphs.gate.next()
+                self.graphs.gate.open(number)
+            return SampledBatch(self.graphs.draw(inputs, random, number))
         rows = len(inputs.draw_rows)
         if inputs.decodes:
             hidden = hidden[:rows]

@@ -14,7 +14,7 @@ from llmserve.config.engine import EngineConfig
 from llmserve.config.hf import ModelDescription
 from llmserve.core.kv_spec import KVCacheConfig
 from llmserve.core.sampling_params import SamplingParams
-from llmserve.core.scheduler_output import NewRequest, SchedulerOutput, TokenMask
+from llmserve.core.scheduler_output import LateMask, NewRequest, SchedulerOutput, TokenMask
 from llmserve.core.structured_outputs import GrammarSpec
 from llmserve.errors import ConfigError
 from llmserve.kernels.compilations import compilations
@@ -154,8 +154,14 @@ class Worker:
         """Enqueues logits and draw of the plan given to the last `forward`."""
         return self.runner.sample(plan)
 
+    def late_mask(self) -> LateMask | None:
+        """See Executor."""
+        return self.runner.late_mask()
+
     def shutdown(self) -> None:
         """Lets go of the device's memory."""
+        if self._runner is not None and self._runner.graphs is not None:
+            self._runner.graphs.gate.open()  # or the device would wait for ever
         self._model = self._runner = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
