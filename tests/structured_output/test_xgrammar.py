@@ -104,10 +104,13 @@ def test_a_structural_tag_may_have_its_markers_written_as_tokens() -> None:
     assert np.flatnonzero(bits[: len(tokens)]).tolist() == [ord("<")]
 
 
-@pytest.mark.parametrize("engine", ["xgrammar", "guidance"])
-def test_masks_of_many_are_those_of_each(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("engine", "many"), [("xgrammar", 21), ("xgrammar", 20), ("guidance", 0)])
+def test_masks_of_many_are_those_of_each(
+    engine: str, many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one thread, and from `many` on in two."""
     monkeypatch.setattr(xgrammar, "_THREADS", 2)
-    xgrammar._threads.cache_clear()
+    monkeypatch.setattr(xgrammar, "_MANY", many)
     made = [
         grammar(engine, **fields).start()
         for fields in ({"json": {"type": "array"}}, {"choice": ["yes", "no"]})

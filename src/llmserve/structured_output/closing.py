@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 
 from llmserve.structured_output.base import Matcher
-from llmserve.structured_output.vocabulary import Vocabulary
+from llmserve.structured_output.vocabulary import Vocabulary, words_where
 
 _FIRST = 1024  # tokens that are left when the way is walked first, at most
 _BEGUN = 64  # tokens that a single one may begin, where a whole text does not take more
@@ -60,15 +60,10 @@ class Closing:
             lambda token: True,
         ]
         self._ways = {
-            True: np.stack([*map(self._words, in_text)]),
-            False: np.stack([*map(self._words, outside)]),
+            True: np.stack([words_where(self.tokens, len(end), test) for test in in_text]),
+            False: np.stack([words_where(self.tokens, len(end), test) for test in outside]),
         }
-        self._quotes = self._words(lambda token: b'"' in token)
-
-    def _words(self, test: Callable[[bytes], bool]) -> np.ndarray:
-        flags = np.zeros(len(self.end) * 32, np.bool_)
-        flags[: len(self.tokens)] = [bool(token) and test(token) for token in self.tokens]
-        return np.packbits(flags, bitorder="little").view(np.int32)
+        self._quotes = words_where(self.tokens, len(end), lambda token: b'"' in token)
 
     def is_free(self, words: np.ndarray) -> bool:
         """Whether `words` are those of a place where nearly any text may stand, as in a string."""

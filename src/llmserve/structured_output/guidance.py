@@ -6,7 +6,8 @@ Its parsers cannot be written down, so the engine builds each again from its tex
 built it before with the same limits, and within its deadline.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Self
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
@@ -124,6 +125,15 @@ class GuidanceMatcher(Matcher):
         """See Matcher. GrammarError where the parser gives up."""
         fill_next_token_bitmask(self._matcher, words.reshape(1, -1))
         self._check()
+
+    @classmethod
+    def fill_all(cls, matchers: Sequence[Self], words: np.ndarray, rows: list[int]) -> None:
+        """See Matcher. By addresses: to make views of rows takes half as long as their masks."""
+        assert words.dtype == np.int32 and words.flags.c_contiguous and max(rows) < len(words)
+        start, size = words.ctypes.data, words.strides[0]
+        for matcher, row in zip(matchers, rows, strict=True):
+            matcher._matcher.unsafe_compute_mask_ptr(start + row * size, size)
+            matcher._check()
 
     def _check(self) -> None:
         if self._matcher.is_error():

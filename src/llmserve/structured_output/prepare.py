@@ -17,13 +17,32 @@ from llmserve.errors import GrammarError, RequestError
 from llmserve.structured_output.known import known_document
 from llmserve.structured_output.normal_form import dump
 from llmserve.structured_output.regex import ascii_classes
-from llmserve.structured_output.schema import MAX_WHITESPACE, Normalizer
+from llmserve.structured_output.schema import Normalizer
 
 T = TypeVar("T")
 _TAG_FIELDS = ("begin", "schema", "end")
+_MAX_KNOWN = 256
+_MAX_KEY_BYTES = 16 << 10
+_known: dict[bytes, GrammarSpec] = {}  # by what was asked for
 
 
 def prepare(params: StructuredOutputsParams, backend: str) -> GrammarSpec:
+    """`_prepare`, once for what is asked for again and again, as a program's schema is."""
+    try:
+        key = backend.encode() + msgspec.json.encode(params)
+    except (TypeError, ValueError, RecursionError):  # of a Python caller: no JSON at all
+        return _prepare(params, backend)
+    if (spec := _known.get(key)) is not None:
+        return spec
+    spec = _prepare(params, backend)
+    if len(key) <= _MAX_KEY_BYTES:
+        if len(_known) >= _MAX_KNOWN:
+            _known.clear()
+        _known[key] = spec
+    return spec
+
+
+def _prepare(params: StructuredOutputsParams, backend: str) -> GrammarSpec:
     """RequestError, naming `params.param`, for what no engine can be bound to.
 
     `backend` is the engine to use, or "auto": xgrammar, and llguidance for what xgrammar cannot
@@ -93,7 +112,7 @@ def _of_tag(params: StructuredOutputsParams, value: Any, backend: str) -> Gramma
             normalizer = _normalizer(params, part["json_schema"])
             schema = _named(params, normalizer.run)
             ignored.extend(normalizer.ignored + _weakened(params, normalizer))
-            return part | {"json_schema": schema, "max_whitespace_cnt": MAX_WHITESPACE}
+            return part | {"json_schema": schema}
         return {key: normalize(item) for key, item in part.items()}
 
     if backend == "guidance":

@@ -3,10 +3,12 @@
 """What a grammar must know of the tokenizer: the bytes of every token, and which end a text."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from llmserve.config.gguf import read_header
 from llmserve.errors import GrammarError
@@ -32,6 +34,13 @@ class Vocabulary(msgspec.Struct):
     tokens: list[bytes]
     eos_token_ids: list[int]
     special: dict[int, bytes] = {}
+
+
+def words_where(tokens: list[bytes], num_words: int, test: Callable[[bytes], bool]) -> np.ndarray:
+    """int32 [num_words], as in Matcher.fill: the tokens with a text that passes `test`."""
+    flags = np.zeros(num_words * 32, np.bool_)
+    flags[: len(tokens)] = [bool(text) and test(text) for text in tokens]
+    return np.packbits(flags, bitorder="little").view(np.int32)
 
 
 def read_vocabulary(path: str, logits_width: int, eos_token_ids: list[int]) -> Vocabulary:

@@ -13,12 +13,11 @@ import xgrammar as xgr
 
 from llmserve.core.structured_outputs import GrammarSpec
 from llmserve.structured_output.base import CompiledGrammar, GrammarBackend, Matcher
-from llmserve.structured_output.schema import MAX_WHITESPACE
 from llmserve.structured_output.vocabulary import Vocabulary
 
 # That fill the masks of many rows together; the engine itself and API servers need cores too
 _THREADS = max(1, min(4, len(os.sched_getaffinity(0)) // 2))
-_MANY = 16
+_MANY = 64  # to wake threads takes as long as to fill the masks of half as many
 
 
 class XGrammarBackend(GrammarBackend):
@@ -62,9 +61,7 @@ class XGrammarBackend(GrammarBackend):
                     spec.text, any_whitespace=False, separators=(",", ":"), strict_mode=False
                 )
             case "json":
-                grammar = compiler.compile_json_schema(
-                    spec.text, max_whitespace_cnt=MAX_WHITESPACE, strict_mode=False
-                )
+                grammar = compiler.compile_json_schema(spec.text, strict_mode=False)
             case "regex":
                 grammar = compiler.compile_regex(spec.text)
             case "ebnf":
@@ -94,8 +91,8 @@ class XGrammar(CompiledGrammar):
 
 
 @functools.cache
-def _threads() -> xgr.BatchGrammarMatcher:
-    return xgr.BatchGrammarMatcher(_THREADS)
+def _together(threads: int) -> xgr.BatchGrammarMatcher:
+    return xgr.BatchGrammarMatcher(threads)
 
 
 class XMatcher(Matcher):
@@ -114,12 +111,10 @@ class XMatcher(Matcher):
 
     @classmethod
     def fill_all(cls, matchers: Sequence[Self], words: np.ndarray, rows: list[int]) -> None:
-        """See Matcher. To wake threads takes as long as to fill a few masks."""
-        if _THREADS == 1 or len(matchers) < _MANY:
-            super().fill_all(matchers, words, rows)
-            return
+        """See Matcher. One call is a fifth cheaper than one a row."""
         own = [matcher._matcher for matcher in matchers]
-        _threads().batch_fill_next_token_bitmask(own, words, rows)
+        threads = _THREADS if len(matchers) >= _MANY else 1
+        _together(threads).batch_fill_next_token_bitmask(own, words, rows)
 
     def ended(self) -> bool:
         """See Matcher."""
