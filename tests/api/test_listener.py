@@ -80,8 +80,30 @@ async def test_one_left_to_others_is_taken_when_nobody_does(sock: socket.socket)
     one = Accepting(sock, accepts)
     with socket.create_connection(sock.getsockname()):
         await until(lambda: len(one.connections) == 1)
-    assert asked == [(0, False), (0, True), (0, True), (0, True)]
+    # And once more after it, without leaving: whether another is there is not known
+    assert asked == [(0, False), (0, True), (0, True), (0, True), (1, False)]
     one.close()
+
+
+async def test_a_wake_takes_a_few(sock: socket.socket) -> None:
+    turns: list[int] = []
+    asked = 0
+
+    def accepts(opening: int, left: bool) -> bool:
+        nonlocal asked
+        asked += 1
+        return True
+
+    clients = [socket.create_connection(sock.getsockname()) for _ in range(32)]
+    one = Accepting(sock, accepts)
+    while len(one.connections) < 32:
+        before = asked
+        await asyncio.sleep(0)
+        turns.append(asked - before)
+    assert 4 <= max(turns) <= 8, "more make a turn long; with fewer the last waits for many turns"
+    one.close()
+    for client in clients:
+        client.close()
 
 
 async def test_out_of_descriptors_it_waits(

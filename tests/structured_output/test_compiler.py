@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """Grammars through the compile server: in time, or not at all."""
 
+import contextlib
 import os
 import select
 import signal
@@ -112,6 +113,22 @@ def test_the_deadline_ends_the_compiler_not_the_server(warm: GrammarCompiler) ->
     assert isinstance(_one(warm, _spec("afterwards", backend="xgrammar")), CompiledGrammar)
 
 
+def test_what_takes_long_gives_way(warm: GrammarCompiler) -> None:
+    assert warm._server is not None
+    server, seen = warm._server.process.pid, set()
+    assert warm.get(_slow("z")) is None
+    end = time.monotonic() + 0.75
+    while time.monotonic() < end:
+        for pid in processes_of(server)[1:]:
+            with contextlib.suppress(ProcessLookupError):
+                seen.add((pid, os.getsid(pid) == pid, os.getpriority(os.PRIO_PROCESS, pid)))
+        time.sleep(0.02)
+    _wait(warm)
+    assert len({pid for pid, *_ in seen}) == 1
+    assert {own[1:] for own in seen} >= {(True, 0), (True, 19)}
+    assert os.getpriority(os.PRIO_PROCESS, server) == 0
+
+
 def test_many_hostile_ones_end_together(warm: GrammarCompiler) -> None:
     began = time.monotonic()
     for i in range(6):
@@ -193,6 +210,23 @@ def test_close_leaves_nothing_behind(make: Callable[..., GrammarCompiler]) -> No
     compiler.close()
     compiler.close()
     assert not is_alive(pid)
+
+
+def test_close_ends_what_is_being_compiled(make: Callable[..., GrammarCompiler]) -> None:
+    compiler = make(seconds=20.0)
+    _one(compiler, _spec("a", backend="xgrammar"))
+    assert compiler._server is not None and compiler.get(_slow()) is None
+    found: list[int] = []
+    end = time.monotonic() + 10
+    while len(found) < 2 and time.monotonic() < end:
+        found = processes_of(compiler._server.process.pid)
+    assert len(found) == 2
+    time.sleep(0.1)
+    compiler.close()
+    end = time.monotonic() + 2
+    while any(map(is_alive, found)) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not any(map(is_alive, found))
 
 
 def test_nothing_is_started_before_the_first_grammar(

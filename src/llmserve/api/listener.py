@@ -5,13 +5,14 @@
 Left to the kernel, one server takes most of them: whoever wakes first empties the queue (64 at
 once: 0 and 64, or 16 and 48, on two servers). SO_REUSEPORT deals them out by a hash (26 and 38),
 but those that it gives to a server that is stuck or restarting wait for it. Here each wake takes
-one connection, and a server that has more than another leaves it to that one for a moment.
+a few connections, and a server that has more than another leaves the next to that one for a moment.
 """
 
 import asyncio
 import socket
 from collections.abc import Callable
 
+_AT_ONCE = 4  # one a turn, and a probe behind 20 bodies waits as many turns; all make one turn long
 _LEAVE_S = 0.005  # to a server that has fewer connections, or is ready
 _EXHAUSTED_S = 0.5  # out of descriptors
 
@@ -49,17 +50,24 @@ class Listener:
         if self._left:
             self._pause(_LEAVE_S)
             return
+        for _ in range(_AT_ONCE):
+            # Another may not be there yet, so it is left to nobody here
+            if not self._accept() or not self._accepts(len(self._opening), False):
+                return
+
+    def _accept(self) -> bool:
         try:
             connection = self._sock.accept()[0]
         except (BlockingIOError, ConnectionAbortedError):  # another server has it; its client left
-            return
+            return False
         except OSError:
             self._pause(_EXHAUSTED_S)
-            return
+            return False
         connection.setblocking(False)
         task = self._loop.create_task(self._open(connection))
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
+        return True
 
     async def _open(self, connection: socket.socket) -> None:
         await self._loop.connect_accepted_socket(self._make, connection)

@@ -4,15 +4,19 @@
 
 The server holds the libraries and the vocabulary; a fork costs milliseconds. A fork's time is bound
 by an alarm that the kernel delivers, whatever the library is doing, its memory by an address-space
-limit. A job is a socket: the server says `READY` on it, the fork answers on it and ends, and an end
-without an answer is a compiler that ran out of time or memory, or crashed.
+limit; one that takes long is put behind all else that wants a core, as the engine's step does. A
+job is a socket: the server says `READY` on it, the fork answers on it and ends, and an end without
+an answer is a compiler that ran out of time or memory, or crashed.
 """
 
+import contextlib
 import os
 import resource
+import select
 import signal
 import socket
 import sys
+import time
 
 import msgspec
 
@@ -21,13 +25,16 @@ from llmserve.errors import GrammarError
 from llmserve.structured_output.base import GrammarBackend
 from llmserve.structured_output.registry import BACKENDS
 from llmserve.structured_output.vocabulary import read_vocabulary
-from llmserve.utils.child import receive_start
+from llmserve.utils.child import die_with_parent, receive_start
 from llmserve.utils.guard import guarded
 
 READY = b"r"
 COMPILED = b"c"
 REFUSED = b"e"
 _MAX_CHARS = 500
+_ORDINARY_S = 0.3  # after which a fork gives way
+_RETRY_S = 0.1  # how often the kernel lets an autogroup be put back
+_LAST = 19  # niceness
 
 
 class CompilerStart(msgspec.Struct):
@@ -54,11 +61,13 @@ class CompileServer:
         self._control = socket.socket(fileno=start.control)
         self._start = start
         self._backends: dict[str, GrammarBackend | str] = {}  # or why there is none
+        self._forks: dict[int, tuple[int, float]] = {}  # pidfd -> pid, when it gives way
 
     def run(self) -> None:
         """One job after another; forks run beside each other."""
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for forks
         while True:
+            self._wait()
             name, fds, _, _ = socket.recv_fds(self._control, 64, 1)
             if not name:
                 return
@@ -66,9 +75,25 @@ class CompileServer:
             backend = self._backend(name.decode())
             if isinstance(backend, str):
                 job.sendall(READY + REFUSED + backend.encode())
-            elif os.fork() == 0:
+            elif (pid := os.fork()) == 0:
                 _compile(backend, job, self._start.memory_bytes)
+            else:
+                with contextlib.suppress(OSError):  # it has ended: the engine gave it up
+                    self._forks[os.pidfd_open(pid)] = pid, time.monotonic() + _ORDINARY_S
             job.close()
+
+    def _wait(self) -> None:
+        """For a job; meanwhile forks give way once they have run for long."""
+        while True:
+            timeout = _RETRY_S if self._forks else None
+            control = self._control.fileno()
+            ready, _, _ = select.select([control, *self._forks], [], [], timeout)
+            for fd, (pid, due) in list(self._forks.items()):
+                if fd in ready or (time.monotonic() > due and _put_back(pid)):
+                    del self._forks[fd]
+                    os.close(fd)
+            if control in ready:
+                return
 
     def _backend(self, name: str) -> GrammarBackend | str:
         found: GrammarBackend | str | None = self._backends.get(name)
@@ -87,6 +112,8 @@ class CompileServer:
 
 def _compile(backend: GrammarBackend, channel: socket.socket, memory_bytes: int) -> None:
     """In the fork; does not return."""
+    os.setsid()  # what the kernel schedules as one, where it groups by session
+    die_with_parent()
     channel.sendall(READY)
     stream = channel.makefile("rb")
     data = stream.read(int.from_bytes(stream.read(8), "little"))
@@ -103,6 +130,19 @@ def _compile(backend: GrammarBackend, channel: socket.socket, memory_bytes: int)
     )
     channel.sendall(answer)
     os._exit(0)
+
+
+def _put_back(pid: int) -> bool:
+    """Whether there is no more to do."""
+    try:
+        os.setpriority(os.PRIO_PROCESS, pid, _LAST)
+        with open(f"/proc/{pid}/autogroup", "w") as group:
+            group.write(str(_LAST))
+    except BlockingIOError:  # another was put back just now
+        return False
+    except OSError:  # it ended, or the kernel has no such groups
+        pass
+    return True
 
 
 def _reason(error: Exception) -> str:

@@ -6,11 +6,12 @@ Drafts 4 to 2020-12 are read alike; a keyword that was renamed is known under bo
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote, urldefrag, urljoin
+
+import msgspec
 
 from llmserve.errors import GrammarError
 
@@ -117,7 +118,7 @@ class Node:
 
     def made(self, raw: dict[str, Any] | bool) -> "Node":
         """A schema that nobody wrote, in place of this one."""
-        text = json.dumps(raw, default=lambda part: part.name)
+        text = msgspec.json.encode(raw, enc_hook=lambda part: part.name).decode()
         ident = f"{self.owner}~{text}"
         if len(ident) > _LONG:  # it holds those of its parts, which hold those of theirs
             ident = hashlib.blake2b(ident.encode(), digest_size=16).hexdigest()

@@ -3,9 +3,10 @@
 """Questions about schemas in the normal form that schema.py makes."""
 
 import itertools
-import json
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
+
+import msgspec
 
 from llmserve.structured_output.document import Node
 from llmserve.structured_output.values import common, same_kind, unique
@@ -144,4 +145,4 @@ def is_finite(schema: Any, defs: dict[str, Any]) -> bool:
 
 def dump(schema: Schema) -> str:
     """JSON text in the order in which the properties stand."""
-    return json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
+    return msgspec.json.encode(schema).decode()

@@ -103,9 +103,9 @@ def receive_start(fd: int, kind: type[T], sweep: Callable[[T], None] | None = No
     data = stream.read(length)
     if not data or len(data) < length:  # the parent was ended before it had sent all of it
         raise SystemExit(1)
-    if bound and sweep is None and sys.platform == "linux":
+    if bound and sweep is None:
         # Works where the watching thread does not: while we are stopped, or a call keeps the lock.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        die_with_parent()
     message = msgspec.msgpack.decode(data, type=kind)
 
     def watch() -> None:
@@ -117,6 +117,12 @@ def receive_start(fd: int, kind: type[T], sweep: Callable[[T], None] | None = No
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
     return message
+
+
+def die_with_parent() -> None:
+    """Has the kernel kill us when the thread that started us ends (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def write_stacks(signum: int, frame: FrameType | None) -> None:
