@@ -103,8 +103,8 @@ def test_equal_grammars_are_compiled_once(warm: GrammarCompiler) -> None:
 
 
 def test_the_deadline_ends_the_compiler_not_the_server(warm: GrammarCompiler) -> None:
-    assert warm._server is not None
-    began, server = time.monotonic(), warm._server.process.pid
+    assert warm._forks.child is not None
+    began, server = time.monotonic(), warm._forks.child.process.pid
     result = _one(warm, _slow())
     assert isinstance(result, GrammarError) and "0.8 seconds" in result.message
     assert time.monotonic() - began < 0.8 + 0.5 * calibrate()
@@ -114,8 +114,8 @@ def test_the_deadline_ends_the_compiler_not_the_server(warm: GrammarCompiler) ->
 
 
 def test_what_takes_long_gives_way(warm: GrammarCompiler) -> None:
-    assert warm._server is not None
-    server, seen = warm._server.process.pid, set()
+    assert warm._forks.child is not None
+    server, seen = warm._forks.child.process.pid, set()
     assert warm.get(_slow("z")) is None
     end = time.monotonic() + 0.75
     while time.monotonic() < end:
@@ -185,9 +185,9 @@ def test_what_the_library_says_is_one_line(
 
 
 def test_a_server_that_died_is_started_again(warm: GrammarCompiler) -> None:
-    assert warm._server is not None
-    os.kill(warm._server.process.pid, signal.SIGKILL)
-    warm._server.process.wait()
+    assert warm._forks.child is not None
+    os.kill(warm._forks.child.process.pid, signal.SIGKILL)
+    warm._forks.child.process.wait()
     assert isinstance(_one(warm, _spec("again")), CompiledGrammar)
 
 
@@ -205,8 +205,8 @@ def test_the_cache_forgets_what_was_used_least(make: Callable[..., GrammarCompil
 def test_close_leaves_nothing_behind(make: Callable[..., GrammarCompiler]) -> None:
     compiler = make()
     _one(compiler, _spec("a"))
-    assert compiler._server is not None
-    pid = compiler._server.process.pid
+    assert compiler._forks.child is not None
+    pid = compiler._forks.child.process.pid
     compiler.close()
     compiler.close()
     assert not is_alive(pid)
@@ -215,11 +215,11 @@ def test_close_leaves_nothing_behind(make: Callable[..., GrammarCompiler]) -> No
 def test_close_ends_what_is_being_compiled(make: Callable[..., GrammarCompiler]) -> None:
     compiler = make(seconds=20.0)
     _one(compiler, _spec("a", backend="xgrammar"))
-    assert compiler._server is not None and compiler.get(_slow()) is None
+    assert compiler._forks.child is not None and compiler.get(_slow()) is None
     found: list[int] = []
     end = time.monotonic() + 10
     while len(found) < 2 and time.monotonic() < end:
-        found = processes_of(compiler._server.process.pid)
+        found = processes_of(compiler._forks.child.process.pid)
     assert len(found) == 2
     time.sleep(0.1)
     compiler.close()
@@ -233,7 +233,7 @@ def test_nothing_is_started_before_the_first_grammar(
     make: Callable[..., GrammarCompiler],
 ) -> None:
     compiler = make()
-    assert compiler.take_done() == [] and compiler._server is None
+    assert compiler.take_done() == [] and compiler._forks.child is None
 
 
 def test_a_tokenizer_without_bytes_refuses_every_grammar(tmp_path: Path) -> None:

@@ -231,6 +231,7 @@ class AsyncLLM:
             self._loop.remove_reader(self._client.fileno())
             self._loop = None
         self._die("the server is shutting down")
+        self.input_processor.close()
         if self._engine is not None:
             assert self._watcher is not None
             self._watcher.cancel()

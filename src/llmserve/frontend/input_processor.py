@@ -2,7 +2,6 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """From what a caller wrote to what the engine takes: token ids and checked sampling parameters."""
 
-import asyncio
 from functools import lru_cache
 from itertools import chain
 from typing import Any, NamedTuple, TypedDict, cast
@@ -18,6 +17,7 @@ from llmserve.frontend.chat_template import RESERVED, ChatTemplate, read_templat
 from llmserve.frontend.infill import find_infill
 from llmserve.frontend.tokenizer import Tokenizer, load_tokenizer
 from llmserve.structured_output.prepare import prepare
+from llmserve.structured_output.preparer import Preparer
 
 
 class TextPrompt(TypedDict):
@@ -44,7 +44,6 @@ class Truncation(NamedTuple):
 
 
 Prompt = str | list[int] | TextPrompt | TokensPrompt
-_GRAMMAR_THREADS = 2
 
 # generation_config.json's names -> SamplingParams' names
 _GENERATION_DEFAULTS = {
@@ -82,7 +81,7 @@ class InputProcessor:
         self._default_template_kwargs = default_template_kwargs
         self._structured_outputs_config = structured_outputs_config or {}
         self.takes_extra_args = takes_extra_args
-        self._grammar_turn = asyncio.Semaphore(_GRAMMAR_THREADS)
+        self._preparer = Preparer()
         self.generation_defaults = {
             ours: model.generation_defaults[theirs]
             for theirs, ours in _GENERATION_DEFAULTS.items()
@@ -316,16 +315,24 @@ class InputProcessor:
 
     def make_grammar(self, params: StructuredOutputsParams) -> GrammarSpec:
         """What the output is bound to; RequestError for what nobody can enforce."""
+        return prepare(*self._with_defaults(params))
+
+    async def read_grammar(self, params: StructuredOutputsParams) -> GrammarSpec:
+        """`make_grammar` beside the event loop."""
+        return await self._preparer.prepare(*self._with_defaults(params))
+
+    def _with_defaults(
+        self, params: StructuredOutputsParams
+    ) -> tuple[StructuredOutputsParams, str]:
         self._tokenizer(params.param)
         config = dict(self._structured_outputs_config)
         backend = config.pop("backend", "auto")
         given = {name: True for name, value in config.items() if value}
-        return prepare(msgspec.structs.replace(params, **given), backend)
+        return msgspec.structs.replace(params, **given), backend
 
-    async def read_grammar(self, params: StructuredOutputsParams) -> GrammarSpec:
-        """`make_grammar` in a thread. A few at a time: each keeps the event loop from the lock."""
-        async with self._grammar_turn:
-            return await asyncio.to_thread(self.make_grammar, params)
+    def close(self) -> None:
+        """Ends what prepares grammars; idempotent."""
+        self._preparer.close()
 
     def check_token_ids(self, ids: list[int], param: str) -> None:
         """RequestError for an id that the model has no row for."""

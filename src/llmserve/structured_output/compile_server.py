@@ -1,22 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
-"""The process in which grammars are compiled: one fork a grammar, so that each can be killed.
+"""The process in which grammars are compiled: one fork a grammar. The server holds the libraries
+and the vocabulary."""
 
-The server holds the libraries and the vocabulary; a fork costs milliseconds. A fork's time is bound
-by an alarm that the kernel delivers, whatever the library is doing, its memory by an address-space
-limit; one that takes long is put behind all else that wants a core, as the engine's step does. A
-job is a socket: the server says `READY` on it, the fork answers on it and ends, and an end without
-an answer is a compiler that ran out of time or memory, or crashed.
-"""
-
-import contextlib
-import os
-import resource
-import select
-import signal
-import socket
 import sys
-import time
+from functools import partial
 
 import msgspec
 
@@ -25,16 +13,14 @@ from llmserve.errors import GrammarError
 from llmserve.structured_output.base import GrammarBackend
 from llmserve.structured_output.registry import BACKENDS
 from llmserve.structured_output.vocabulary import read_vocabulary
-from llmserve.utils.child import die_with_parent, receive_start
+from llmserve.utils.child import receive_start
+from llmserve.utils.forks import ForkServer, Work
 from llmserve.utils.guard import guarded
 
-READY = b"r"
 COMPILED = b"c"
 REFUSED = b"e"
 _MAX_CHARS = 500
-_ORDINARY_S = 0.3  # after which a fork gives way
-_RETRY_S = 0.1  # how often the kernel lets an autogroup be put back
-_LAST = 19  # niceness
+_ORDINARY_S = 0.3  # ordinary grammars, on a busy core too
 
 
 class CompilerStart(msgspec.Struct):
@@ -47,61 +33,21 @@ class CompilerStart(msgspec.Struct):
     memory_bytes: int  # that a fork may allocate
 
 
-class CompileJob(msgspec.Struct):
-    """What comes first on a job's socket, length first."""
-
-    spec: GrammarSpec
-    seconds: float
-
-
-class CompileServer:
-    """Serves jobs until the engine's end of `control` is closed."""
+class Backends:
+    """What is asked to compile, loaded when it first is."""
 
     def __init__(self, start: CompilerStart) -> None:
-        self._control = socket.socket(fileno=start.control)
         self._start = start
-        self._backends: dict[str, GrammarBackend | str] = {}  # or why there is none
-        self._forks: dict[int, tuple[int, float]] = {}  # pidfd -> pid, when it gives way
+        self._found: dict[str, GrammarBackend] = {}
 
-    def run(self) -> None:
-        """One job after another; forks run beside each other."""
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for forks
-        while True:
-            self._wait()
-            name, fds, _, _ = socket.recv_fds(self._control, 64, 1)
-            if not name:
-                return
-            job = socket.socket(fileno=fds[0])
-            backend = self._backend(name.decode())
-            if isinstance(backend, str):
-                job.sendall(READY + REFUSED + backend.encode())
-            elif (pid := os.fork()) == 0:
-                _compile(backend, job, self._start.memory_bytes)
-            else:
-                with contextlib.suppress(OSError):  # it has ended: the engine gave it up
-                    self._forks[os.pidfd_open(pid)] = pid, time.monotonic() + _ORDINARY_S
-            job.close()
-
-    def _wait(self) -> None:
-        """For a job; meanwhile forks give way once they have run for long."""
-        while True:
-            timeout = _RETRY_S if self._forks else None
-            control = self._control.fileno()
-            ready, _, _ = select.select([control, *self._forks], [], [], timeout)
-            for fd, (pid, due) in list(self._forks.items()):
-                if fd in ready or (time.monotonic() > due and _put_back(pid)):
-                    del self._forks[fd]
-                    os.close(fd)
-            if control in ready:
-                return
-
-    def _backend(self, name: str) -> GrammarBackend | str:
-        found: GrammarBackend | str | None = self._backends.get(name)
-        if found is None:
-            found = guarded(lambda: self._build(name), _reason)
-            if not isinstance(found, str):  # what failed once may work the next time
-                self._backends[name] = found
-        return found
+    def work_of(self, name: str) -> Work | bytes:
+        """What compiles a GrammarSpec, or why nothing can."""
+        if name not in self._found:
+            made: GrammarBackend | str = guarded(lambda: self._build(name), _reason)
+            if isinstance(made, str):  # what failed once may work the next time
+                return REFUSED + made.encode()
+            self._found[name] = made
+        return partial(_compile, self._found[name])
 
     def _build(self, name: str) -> GrammarBackend | str:
         start = self._start
@@ -110,39 +56,12 @@ class CompileServer:
         return backend
 
 
-def _compile(backend: GrammarBackend, channel: socket.socket, memory_bytes: int) -> None:
-    """In the fork; does not return."""
-    os.setsid()  # what the kernel schedules as one, where it groups by session
-    die_with_parent()
-    channel.sendall(READY)
-    stream = channel.makefile("rb")
-    data = stream.read(int.from_bytes(stream.read(8), "little"))
-    if not data:  # the engine is gone
-        os._exit(1)
-    job = msgspec.msgpack.decode(data, type=CompileJob)
-    signal.setitimer(signal.ITIMER_REAL, job.seconds)  # SIGALRM ends a process that ignores none
-    with open("/proc/self/statm", "rb") as statm:
-        used = int(statm.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + memory_bytes, used + memory_bytes))
-    answer = guarded(
-        lambda: COMPILED + backend.compile(job.spec),
+def _compile(backend: GrammarBackend, data: bytes) -> bytes:
+    spec = msgspec.msgpack.decode(data, type=GrammarSpec)
+    return guarded(
+        lambda: COMPILED + backend.compile(spec),
         lambda error: REFUSED + _reason(error).encode(),
     )
-    channel.sendall(answer)
-    os._exit(0)
-
-
-def _put_back(pid: int) -> bool:
-    """Whether there is no more to do."""
-    try:
-        os.setpriority(os.PRIO_PROCESS, pid, _LAST)
-        with open(f"/proc/{pid}/autogroup", "w") as group:
-            group.write(str(_LAST))
-    except BlockingIOError:  # another was put back just now
-        return False
-    except OSError:  # it ended, or the kernel has no such groups
-        pass
-    return True
 
 
 def _reason(error: Exception) -> str:
@@ -158,7 +77,9 @@ def _reason(error: Exception) -> str:
 
 def main() -> int:
     """`python -m llmserve.structured_output.compile_server FD`."""
-    CompileServer(receive_start(int(sys.argv[1]), CompilerStart)).run()
+    start = receive_start(int(sys.argv[1]), CompilerStart)
+    work_of = Backends(start).work_of
+    ForkServer(start.control, work_of, ordinary=_ORDINARY_S, memory_bytes=start.memory_bytes).run()
     return 0
 
 

@@ -17,13 +17,11 @@ from llmserve.errors import GrammarError, LLMServeError, OverloadedError
 from llmserve.structured_output.base import CompiledGrammar, GrammarBackend
 from llmserve.structured_output.compile_server import (
     COMPILED,
-    READY,
-    CompileJob,
     CompilerStart,
 )
 from llmserve.structured_output.registry import BACKENDS
 from llmserve.structured_output.vocabulary import Vocabulary, read_vocabulary
-from llmserve.utils.child import Child
+from llmserve.utils.forks import Forks
 from llmserve.utils.guard import guarded
 from llmserve.utils.logger import get_logger
 
@@ -35,7 +33,6 @@ WORKERS = 2  # grammars compiled at once
 MAX_COMPILED_BYTES = 64 << 20  # of one grammar
 CACHE_BYTES = 256 << 20
 _MIN_ENTRY_BYTES = 64 << 10  # a grammar that crosses as little text takes memory all the same
-_START_SECONDS = 60.0  # for a server to import a library
 
 Key = tuple[str, str, bool, str]
 Result = CompiledGrammar | LLMServeError
@@ -60,7 +57,12 @@ class GrammarCompiler:
     ) -> None:
         self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.eos_token_ids = eos_token_ids
-        self._start = CompilerStart(-1, tokenizer, logits_width, eos_token_ids, memory_bytes)
+        self._tokenizer = tokenizer
+        self._logits_width = logits_width
+        self._forks = Forks(
+            "llmserve.structured_output.compile_server",
+            lambda fd: CompilerStart(fd, tokenizer, logits_width, eos_token_ids, memory_bytes),
+        )
         self._seconds = seconds
         self._cache_bytes = cache_bytes
         self._cache: OrderedDict[Key, tuple[CompiledGrammar, int]] = OrderedDict()
@@ -68,11 +70,8 @@ class GrammarCompiler:
         self._running: set[Key] = set()
         self._done: deque[tuple[Key, Result, int]] = deque()
         self._threads = ThreadPoolExecutor(WORKERS, "grammar")
-        self._lock = threading.Lock()  # of what follows
-        self._server: Child | None = None
-        self._control: socket.socket | None = None
-        self._warm: dict[str, float] = {}  # backend -> since when it answers at once
         self._last_timeout = 0.0
+        self._lock = threading.Lock()  # of the next two
         self.vocabulary: Vocabulary | None = None
         self._backends: dict[str, GrammarBackend] = {}
         self._is_used = False
@@ -109,16 +108,8 @@ class GrammarCompiler:
 
     def close(self) -> None:
         """Ends the server and what it compiles; idempotent."""
-        with self._lock:
-            self._threads.shutdown(wait=False, cancel_futures=True)
-            self._end_server()
-
-    def _end_server(self) -> None:
-        if self._server is not None and self._control is not None:
-            self._control.close()
-            self._server.end(0)
-        self._server = self._control = None
-        self._warm.clear()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._forks.close()
 
     def _keep(self, key: Key, grammar: CompiledGrammar, size: int) -> None:
         self._cache[key] = grammar, size
@@ -135,18 +126,10 @@ class GrammarCompiler:
         os.eventfd_write(self.wake_fd, 1)
 
     def _compile(self, spec: GrammarSpec, arrival: float) -> tuple[Result, int]:
-        channel, theirs = socket.socketpair()
-        with channel, theirs:
-            with self._lock:
-                socket.send_fds(self._connect(), [spec.backend.encode()], [theirs.fileno()])
-            theirs.close()
+        with self._forks.open(spec.backend) as channel:
             backend = self._backend(spec.backend)  # while the child starts
-            channel.settimeout(_START_SECONDS)
-            if channel.recv(1) != READY:
-                raise ConnectionError("the compile server ended")
-            now = time.monotonic()
-            arrival = max(arrival, self._warm.setdefault(spec.backend, now))
-            waited = now - arrival
+            arrival = max(arrival, self._forks.wait_ready(spec.backend, channel))
+            waited = time.monotonic() - arrival
             left = self._seconds - waited
             # Many ordinary grammars may wait for each other; behind one that ran into the deadline
             # everybody shares it, so that an attack is over soon, however many come
@@ -165,17 +148,8 @@ class GrammarCompiler:
 
     def _run(self, channel: socket.socket, spec: GrammarSpec, seconds: float) -> bytes | None:
         """What the fork made of it; None if it gave no answer."""
-        job = msgspec.msgpack.encode(CompileJob(spec, seconds))
-        parts: list[bytes] = []
-        channel.settimeout(seconds + 1)
-        try:
-            channel.sendall(len(job).to_bytes(8, "little") + job)
-            while part := channel.recv(1 << 20):
-                parts.append(part)
-        except (TimeoutError, ConnectionError):
-            return None
-        answer = b"".join(parts)
-        if not answer:
+        answer = self._forks.run(channel, msgspec.msgpack.encode(spec), seconds)
+        if answer is None:
             return None
         if answer[:1] != COMPILED:
             raise GrammarError(answer[1:].decode("utf-8", "replace"))
@@ -186,27 +160,12 @@ class GrammarCompiler:
             )
         return answer[1:]
 
-    def _connect(self) -> socket.socket:
-        if self._server is not None and not self._server.alive():
-            self._end_server()
-        if self._server is None:
-            control, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
-            with theirs:
-                self._start.control = theirs.fileno()
-                self._server = Child(
-                    "llmserve.structured_output.compile_server", self._start, (theirs.fileno(),)
-                )
-            self._control = control
-        assert self._control is not None
-        return self._control
-
     def _backend(self, name: str) -> GrammarBackend:
         with self._lock:
             if name not in self._backends:
                 if self.vocabulary is None:
-                    start = self._start
                     self.vocabulary = read_vocabulary(
-                        start.tokenizer, start.logits_width, start.eos_token_ids
+                        self._tokenizer, self._logits_width, self.eos_token_ids
                     )
                 self._backends[name] = BACKENDS.load(name)(self.vocabulary)
             return self._backends[name]

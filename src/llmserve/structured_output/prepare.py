@@ -17,7 +17,7 @@ from llmserve.errors import GrammarError, RequestError
 from llmserve.structured_output.known import known_document
 from llmserve.structured_output.normal_form import dump
 from llmserve.structured_output.regex import ascii_classes
-from llmserve.structured_output.schema import Normalizer
+from llmserve.structured_output.schema import MAX_SECONDS, Normalizer, OutOfTime
 
 T = TypeVar("T")
 _TAG_FIELDS = ("begin", "schema", "end")
@@ -26,15 +26,21 @@ _MAX_KEY_BYTES = 16 << 10
 _known: dict[bytes, GrammarSpec] = {}  # by what was asked for
 
 
-def prepare(params: StructuredOutputsParams, backend: str) -> GrammarSpec:
+class TooLong(RequestError):
+    """There was not enough time."""
+
+
+def prepare(
+    params: StructuredOutputsParams, backend: str, seconds: float = MAX_SECONDS
+) -> GrammarSpec:
     """`_prepare`, once for what is asked for again and again, as a program's schema is."""
     try:
         key = backend.encode() + msgspec.json.encode(params)
     except (TypeError, ValueError, RecursionError):  # of a Python caller: no JSON at all
-        return _prepare(params, backend)
+        return _prepare(params, backend, seconds)
     if (spec := _known.get(key)) is not None:
         return spec
-    spec = _prepare(params, backend)
+    spec = _prepare(params, backend, seconds)
     if len(key) <= _MAX_KEY_BYTES:
         if len(_known) >= _MAX_KNOWN:
             _known.clear()
@@ -42,8 +48,9 @@ def prepare(params: StructuredOutputsParams, backend: str) -> GrammarSpec:
     return spec
 
 
-def _prepare(params: StructuredOutputsParams, backend: str) -> GrammarSpec:
-    """RequestError, naming `params.param`, for what no engine can be bound to.
+def _prepare(params: StructuredOutputsParams, backend: str, seconds: float) -> GrammarSpec:
+    """RequestError, naming `params.param`, for what no engine can be bound to; TooLong for a schema
+    that takes more than `seconds` of a core.
 
     `backend` is the engine to use, or "auto": xgrammar, and llguidance for what xgrammar cannot
     express or would silently weaken (see `Normalizer.hard`; anchors and look-around in a regex).
@@ -52,11 +59,11 @@ def _prepare(params: StructuredOutputsParams, backend: str) -> GrammarSpec:
     value = getattr(params, kind)
     match kind:
         case "json":
-            return _of_schema(params, _schema_of(params, value), backend)
+            return _of_schema(params, _schema_of(params, value), backend, seconds)
         case "json_object":
             if value is not True:
                 raise _error(params, "json_object must be true, or absent")
-            return _of_schema(params, {"type": "object"}, backend)
+            return _of_schema(params, {"type": "object"}, backend, seconds)
         case "regex":
             _check_text(params, value)
             return _spec(
@@ -72,15 +79,17 @@ def _prepare(params: StructuredOutputsParams, backend: str) -> GrammarSpec:
             if "::=" in value:
                 return _spec(params, _or_xgrammar(backend), "ebnf", value)
             return _spec(params, "guidance" if backend == "auto" else backend, "lark", value)
-    return _of_tag(params, value, backend)
+    return _of_tag(params, value, backend, seconds)
 
 
 def _or_xgrammar(backend: str) -> str:
     return "xgrammar" if backend == "auto" else backend
 
 
-def _of_schema(params: StructuredOutputsParams, schema: Any, backend: str) -> GrammarSpec:
-    normalizer = _normalizer(params, schema)
+def _of_schema(
+    params: StructuredOutputsParams, schema: Any, backend: str, seconds: float
+) -> GrammarSpec:
+    normalizer = _normalizer(params, schema, seconds)
     normal = _named(params, normalizer.run)
     ignored = list(normalizer.ignored)
     if backend == "auto":
@@ -90,7 +99,9 @@ def _of_schema(params: StructuredOutputsParams, schema: Any, backend: str) -> Gr
     return _spec(params, backend, "json", dump(normal), ignored)
 
 
-def _of_tag(params: StructuredOutputsParams, value: Any, backend: str) -> GrammarSpec:
+def _of_tag(
+    params: StructuredOutputsParams, value: Any, backend: str, seconds: float
+) -> GrammarSpec:
     tag = value
     if isinstance(value, str):
         _check_text(params, value)
@@ -109,7 +120,7 @@ def _of_tag(params: StructuredOutputsParams, value: Any, backend: str) -> Gramma
         if not isinstance(part, dict):
             return part
         if part.get("type") == "json_schema" and "json_schema" in part:
-            normalizer = _normalizer(params, part["json_schema"])
+            normalizer = _normalizer(params, part["json_schema"], seconds)
             schema = _named(params, normalizer.run)
             ignored.extend(normalizer.ignored + _weakened(params, normalizer))
             return part | {"json_schema": schema}
@@ -141,7 +152,7 @@ def _weakened(params: StructuredOutputsParams, normalizer: Normalizer) -> list[s
     return normalizer.weak
 
 
-def _normalizer(params: StructuredOutputsParams, schema: Any) -> Normalizer:
+def _normalizer(params: StructuredOutputsParams, schema: Any, seconds: float) -> Normalizer:
     return _named(
         params,
         lambda: Normalizer(
@@ -149,6 +160,7 @@ def _normalizer(params: StructuredOutputsParams, schema: Any) -> Normalizer:
             strict=params.strict,
             closed=params.disable_additional_properties,
             known=known_document,
+            seconds=seconds,
         ),
     )
 
@@ -206,10 +218,13 @@ def _named(params: StructuredOutputsParams, call: Any) -> Any:
     try:
         return call()
     except GrammarError as error:
-        raise _error(params, error.message) from None
+        kind = TooLong if isinstance(error, OutOfTime) else RequestError
+        raise _error(params, error.message, kind) from None
     except RecursionError:
         raise _error(params, "it is nested too deeply") from None
 
 
-def _error(params: StructuredOutputsParams, message: str) -> RequestError:
-    return RequestError(f"Invalid value for '{params.param}': {message}.", param=params.param)
+def _error(
+    params: StructuredOutputsParams, message: str, kind: type[RequestError] = RequestError
+) -> RequestError:
+    return kind(f"Invalid value for '{params.param}': {message}.", param=params.param)

@@ -35,7 +35,7 @@ from llmserve.structured_output.values import common, same_kind, scalar_fits, un
 MAX_WHITESPACE = 16  # characters in a row between two JSON tokens
 MAX_CHOICES = 256  # ways to choose among the alternatives that meet at one place
 MAX_NODES = 20_000
-MAX_SECONDS = 0.3  # of a thread of the API server
+MAX_SECONDS = 0.3  # of a core, so that nobody's schema is refused because others are at work
 _KEYWORDS: dict[str, tuple[str, ...]] = {
     "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
     "string": ("minLength", "maxLength", "pattern", "format"),
@@ -48,6 +48,10 @@ _KEYWORDS: dict[str, tuple[str, ...]] = {
         "maxProperties", "propertyNames", "unevaluatedProperties",
     ),
 }  # fmt: skip
+
+
+class OutOfTime(GrammarError):
+    """More was to be done than there was time for."""
 
 
 class Normalizer:
@@ -66,10 +70,12 @@ class Normalizer:
         closed: bool = False,
         known: Callable[[str], Any] = lambda uri: None,
         exact_of: Document | None = None,
+        seconds: float = MAX_SECONDS,
     ) -> None:
         self.hard: list[str] = []
         self.weak: list[str] = []
         self.ignored: list[str] = []
+        self._deadline = time.thread_time() + seconds
         self._strict = strict
         self.closed = closed
         self._document = exact_of or Document(schema, known)
@@ -80,7 +86,6 @@ class Normalizer:
         self._names: dict[tuple[str, ...], str] = {}
         self._keys: dict[str, tuple[str, ...]] = {}
         self._num_nodes = 0
-        self._deadline = time.monotonic() + MAX_SECONDS
 
     def run(self) -> Schema:
         """The whole schema; GrammarError where no value can fit it."""
@@ -95,9 +100,9 @@ class Normalizer:
         return root | {"$defs": defs} if defs else root
 
     def tick(self) -> None:
-        """GrammarError once the time is up."""
-        if time.monotonic() > self._deadline:
-            raise GrammarError("the schema takes too long to write out")
+        """OutOfTime once the time is up."""
+        if time.thread_time() > self._deadline:
+            raise OutOfTime("the schema takes too long to write out")
 
     # -- schemas that apply to one value
 
@@ -152,6 +157,7 @@ class Normalizer:
             return choice
         if self._others is None:
             self._others = Normalizer(None, strict=False, exact_of=self._document)
+            self._others._deadline = self._deadline
         others = self._others
         parts = [others.seen(others.normal((base.as_plain(), option))) for option in options]
         if are_disjoint(parts, self.tick):

@@ -30,6 +30,7 @@ _ROLES = {
     "llmserve.engine.process": "engine",
     "llmserve.api.server": "api",
     "llmserve.structured_output.compile_server": "compiler",
+    "llmserve.structured_output.preparer": "preparer",
 }
 _ROLE = next((_ROLES[word] for word in sys.orig_argv if word in _ROLES), "supervisor")
 _raw_open, _lock = os.open, threading.Lock()

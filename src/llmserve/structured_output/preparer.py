@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""`prepare` for a process that has others to answer: what takes long is done in a fork of a child.
+
+A thread would not do: it has the interpreter's lock again and again, and the event loop waits for
+it at each of its turns.
+"""
+
+import asyncio
+import contextlib
+import gc
+import sys
+import time
+
+import msgspec
+
+from llmserve.core.structured_outputs import GrammarSpec, StructuredOutputsParams
+from llmserve.errors import OverloadedError, RequestError
+from llmserve.structured_output.prepare import TooLong, prepare
+from llmserve.utils.child import receive_start
+from llmserve.utils.forks import Forks, ForkServer
+
+_JOB = "prepare"  # the child knows no other
+SECONDS = 1.0  # with the wait for a turn; a fork that has a core needs a third
+_FORKS = 2  # at once
+_MEMORY_BYTES = 512 << 20
+_QUICK_S = 0.01  # in this process
+_QUICK_BYTES = 8 << 10  # to be walked in as little
+
+
+class PreparerStart(msgspec.Struct):
+    """`control` is an inherited socket on which each job's socket comes."""
+
+    control: int
+
+
+class _Task(msgspec.Struct, array_like=True):
+    params: StructuredOutputsParams
+    backend: str
+
+
+class _Outcome(msgspec.Struct, omit_defaults=True):
+    """`message` says why there is no `spec`."""
+
+    spec: GrammarSpec | None = None
+    message: str = ""
+    param: str | None = None
+    code: str | None = None
+
+
+class Preparer:
+    """Of an event loop. Nothing is started before something takes long; `close` ends everything."""
+
+    def __init__(self) -> None:
+        self._forks = Forks("llmserve.structured_output.preparer", PreparerStart)
+        self._quick_turn = asyncio.Semaphore(1)  # with more, the loop waits for each of them
+        self._turn = asyncio.Semaphore(_FORKS)
+
+    async def prepare(self, params: StructuredOutputsParams, backend: str) -> GrammarSpec:
+        """See `prepare`; OverloadedError where that took too long beside others."""
+        arrival = time.monotonic()
+        data = msgspec.msgpack.encode(_Task(params, backend))
+        if len(data) <= _QUICK_BYTES:
+            with contextlib.suppress(TooLong):
+                async with self._quick_turn:
+                    return await asyncio.to_thread(prepare, params, backend, _QUICK_S)
+        async with self._turn:
+            outcome = await asyncio.to_thread(self._outcome, data, arrival)
+        if outcome.spec is None:
+            raise RequestError(outcome.message, param=outcome.param, code=outcome.code)
+        return outcome.spec
+
+    def _outcome(self, data: bytes, arrival: float) -> _Outcome:
+        with self._forks.open(_JOB) as channel:
+            arrival = max(arrival, self._forks.wait_ready(_JOB, channel))
+            left = SECONDS - (time.monotonic() - arrival)
+            answer = self._forks.run(channel, data, left) if left > 0 else None
+        if answer is None:
+            raise OverloadedError("too many grammars are being prepared")
+        return msgspec.msgpack.decode(answer, type=_Outcome)
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._forks.close()
+
+
+def _prepare(data: bytes) -> bytes:
+    gc.disable()  # it would look at all of a large schema again and again
+    task = msgspec.msgpack.decode(data, type=_Task)
+    try:
+        outcome = _Outcome(prepare(task.params, task.backend))
+    except RequestError as error:
+        outcome = _Outcome(None, error.message, error.param, error.code)
+    return msgspec.msgpack.encode(outcome)
+
+
+def main() -> int:
+    """`python -m llmserve.structured_output.preparer FD`."""
+    start = receive_start(int(sys.argv[1]), PreparerStart)
+    ForkServer(start.control, lambda name: _prepare, ordinary=0.1, memory_bytes=_MEMORY_BYTES).run()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""A child that does each job in a fork of its own, so that each can be ended.
+
+The child holds what jobs need; a fork costs a millisecond or a few. A fork's time is bound by an
+alarm that the kernel delivers, whatever the fork is doing, its memory by an address-space limit;
+one that takes long is put behind all else that wants a core, as the engine's step does. A job is a
+socket: the child says `READY` on it, the fork reads what to do, answers on it and ends, and an end
+without an answer is a fork that ran out of time or memory, or crashed.
+"""
+
+import contextlib
+import os
+import resource
+import select
+import signal
+import socket
+import struct
+import threading
+import time
+import traceback
+from collections.abc import Callable
+
+from llmserve.utils.child import Child, die_with_parent
+from llmserve.utils.guard import guarded
+
+READY = b"r"
+_HEADER = struct.Struct("<dQ")  # seconds, bytes that follow
+_START_SECONDS = 60.0  # for a child to import a library
+_RETRY_S = 0.1  # how often the kernel lets a group be put back
+_LAST = 19  # niceness
+
+Work = Callable[[bytes], bytes]
+
+
+class Forks:
+    """The parent's end, for any thread. Nothing is started before the first job.
+
+    `start` makes the message that `module` is started with, given the descriptor of `control`.
+    """
+
+    def __init__(self, module: str, start: Callable[[int], object]) -> None:
+        self._module = module
+        self._start = start
+        self._lock = threading.Lock()
+        self._control: socket.socket | None = None
+        self._ready_since: dict[str, float] = {}
+        self.child: Child | None = None
+
+    def open(self, name: str) -> socket.socket:
+        """A job for what the child knows as `name`, not empty; the caller closes it."""
+        channel, theirs = socket.socketpair()
+        with theirs, self._lock:
+            try:
+                socket.send_fds(self._connect(), [name.encode()], [theirs.fileno()])
+            except BaseException:
+                channel.close()
+                raise
+        return channel
+
+    def wait_ready(self, name: str, channel: socket.socket) -> float:
+        """Until the job can start; since when those of its name do at once."""
+        channel.settimeout(_START_SECONDS)
+        if channel.recv(1) != READY:
+            raise ConnectionError(f"{self._module} ended")
+        return self._ready_since.setdefault(name, time.monotonic())
+
+    def run(self, channel: socket.socket, data: bytes, seconds: float) -> bytes | None:
+        """What a fork made of `data`; None if it gave no answer."""
+        parts: list[bytes] = []
+        channel.settimeout(seconds + 1)
+        try:
+            channel.sendall(_HEADER.pack(seconds, len(data)) + data)
+            while part := channel.recv(1 << 20):
+                parts.append(part)
+        except (TimeoutError, ConnectionError):
+            return None
+        return b"".join(parts) or None
+
+    def close(self) -> None:
+        """Ends the child and what it does; idempotent."""
+        with self._lock:
+            self._end()
+
+    def _connect(self) -> socket.socket:
+        if self.child is not None and not self.child.alive():
+            self._end()
+        if self._control is None:
+            control, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
+            with theirs:
+                start = self._start(theirs.fileno())
+                self.child = Child(self._module, start, (theirs.fileno(),))
+            self._control = control
+        return self._control
+
+    def _end(self) -> None:
+        if self.child is not None and self._control is not None:
+            self._control.close()
+            self.child.end(0)
+        self.child = self._control = None
+        self._ready_since.clear()
+
+
+class ForkServer:
+    """The child's end. `work_of` gives what a fork is to do, or an answer in its place; `ordinary`
+    are the seconds after which a fork gives way, `memory_bytes` what it may allocate."""
+
+    def __init__(
+        self,
+        control: int,
+        work_of: Callable[[str], Work | bytes],
+        *,
+        ordinary: float,
+        memory_bytes: int,
+    ) -> None:
+        self._control = socket.socket(fileno=control)
+        self._work_of = work_of
+        self._ordinary = ordinary
+        self._memory_bytes = memory_bytes
+        self._forks: dict[int, tuple[int, float]] = {}  # pidfd -> pid, when it gives way
+
+    def run(self) -> None:
+        """One job after another until the parent closes `control`; forks run beside each other."""
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for forks
+        while True:
+            self._wait()
+            name, fds, _, _ = socket.recv_fds(self._control, 64, 1)
+            if not name:
+                return
+            with socket.socket(fileno=fds[0]) as job:
+                work = self._work_of(name.decode())
+                if isinstance(work, bytes):
+                    job.sendall(READY + work)
+                elif (pid := os.fork()) == 0:
+                    _do(work, job, self._memory_bytes)
+                else:
+                    with contextlib.suppress(OSError):  # it has ended: the parent gave it up
+                        self._forks[os.pidfd_open(pid)] = pid, time.monotonic() + self._ordinary
+
+    def _wait(self) -> None:
+        """For a job; meanwhile forks give way once they have run for long."""
+        control = self._control.fileno()
+        timeout: float | None = 0.0
+        while True:
+            ready, _, _ = select.select([control, *self._forks], [], [], timeout)
+            for fd, (pid, due) in list(self._forks.items()):
+                if fd in ready or (time.monotonic() >= due and _put_back(pid)):
+                    del self._forks[fd]
+                    os.close(fd)
+            if control in ready:
+                return
+            timeout = _RETRY_S if self._forks else None
+
+
+def _do(work: Work, channel: socket.socket, memory_bytes: int) -> None:
+    """In the fork; does not return."""
+    os.setsid()  # the kernel may share cores out by session
+    die_with_parent()
+    with contextlib.suppress(OSError):  # the parent is gone, or gave it up
+        channel.sendall(READY)
+        stream = channel.makefile("rb")
+        seconds, size = _HEADER.unpack(stream.read(_HEADER.size).ljust(_HEADER.size, b"\0"))
+        data = stream.read(size)
+        if seconds > 0:
+            signal.setitimer(signal.ITIMER_REAL, seconds)  # SIGALRM ends who does not ignore it
+            with open("/proc/self/statm", "rb") as statm:
+                most = int(statm.read().split()[0]) * resource.getpagesize() + memory_bytes
+            resource.setrlimit(resource.RLIMIT_AS, (most, most))
+            channel.sendall(guarded(lambda: work(data), _failed))
+    os._exit(0)
+
+
+def _failed(error: Exception) -> bytes:
+    traceback.print_exception(error)
+    return b""
+
+
+def _put_back(pid: int) -> bool:
+    """Whether there is no more to do."""
+    try:
+        os.setpriority(os.PRIO_PROCESS, pid, _LAST)
+        with open(f"/proc/{pid}/autogroup", "w") as group:
+            group.write(str(_LAST))
+    except BlockingIOError:  # another was put back just now
+        return False
+    except OSError:  # it ended, or the kernel shares cores out by process
+        pass
+    return True
