@@ -4,6 +4,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import resource
@@ -168,6 +169,8 @@ async def _beat(state: AppState) -> None:
 
 async def _start(state: AppState, connect: Callable[[], Awaitable[AsyncLLM]]) -> None:
     llm = await connect()
+    gc.collect()
+    gc.freeze()  # with all that is loaded, a full collection beside large bodies took 40 to 120 ms
     state.attach(llm)
     if state.board.slot == 0 and not state.server.disable_log_stats:
         state.background = asyncio.ensure_future(_log_throughput(state, llm))

@@ -72,13 +72,20 @@ class GuidanceBackend(GrammarBackend):
 
     def compile(self, spec: GrammarSpec) -> bytes:
         """See GrammarBackend."""
-        matcher = self._build(spec).start()
-        matcher.fill(np.zeros(-(-len(self.vocabulary.tokens) // 32), np.int32))
+        made = self._build(spec)
+        for _ in range(2):  # one that is spent by its first mask would fail the second request
+            self._warm(made)
         return b""
 
     def load(self, spec: GrammarSpec, compiled: bytes) -> "Guidance":
         """See GrammarBackend."""
-        return self._build(spec)
+        made = self._build(spec)
+        self._warm(made)  # here, not in the engine's step
+        return made
+
+    def _warm(self, made: "Guidance") -> None:
+        """All copies share the lexer's states, which the first mask makes."""
+        made.start().fill(np.zeros(-(-len(self.vocabulary.tokens) // 32), np.int32))
 
     def _build(self, spec: GrammarSpec) -> "Guidance":
         match spec.kind:

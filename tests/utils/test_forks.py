@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+"""Jobs in forks; how long ones give way, and how forks end, is in structured_output."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from llmserve.utils.child import Child
+from llmserve.utils.forks import Forks
+
+MODULE = """
+import sys, time
+from llmserve.utils.child import receive_start
+from llmserve.utils.forks import ForkServer
+
+def work(data):
+    if data == b"fail":
+        raise ValueError("it fails")
+    if data == b"much":
+        data = bytes(256 << 20)
+    time.sleep(len(data) / 10 if data.startswith(b"s") else 0)
+    return data[::-1]
+
+def work_of(name):
+    return work if name == "known" else b"unknown " + name.encode()
+
+ForkServer(receive_start(int(sys.argv[1]), int), work_of, ordinary=0.1, memory_bytes=1 << 26).run()
+"""
+
+
+@pytest.fixture
+def forks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Forks]:
+    (tmp_path / "forking.py").write_text(MODULE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    made = Forks("forking", lambda fd: fd)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def ask(forks: Forks) -> Callable[..., bytes | None]:
+    def ask(data: bytes, seconds: float = 5.0, name: str = "known") -> bytes | None:
+        with forks.open(name) as channel:
+            forks.wait_ready(name, channel)
+            return forks.run(channel, data, seconds)
+
+    return ask
+
+
+def test_each_job_is_answered(forks: Forks, ask: Callable[..., bytes | None]) -> None:
+    assert forks.child is None, "nothing before the first"
+    assert ask(b"abc") == b"cba" and ask(b"x" * 3_000_000) == b"x" * 3_000_000
+    assert ask(b"abc", name="other") == b"unknown other"
+
+
+@pytest.mark.parametrize("data", [b"ssssssssss", b"fail", b"much"])
+def test_no_answer_from_one_that_fails(ask: Callable[..., bytes | None], data: bytes) -> None:
+    assert ask(b"ab") == b"ba"
+    began = time.monotonic()
+    assert ask(data, 0.3) is None
+    assert time.monotonic() - began < 0.9
+    assert ask(b"ab") == b"ba", "others go on"
+
+
+def test_jobs_run_beside_each_other(forks: Forks, ask: Callable[..., bytes | None]) -> None:
+    with forks.open("known") as abandoned:
+        forks.wait_ready("known", abandoned)
+        assert ask(b"ab") == b"ba"
+    assert ask(b"ab") == b"ba", "nor does one that was given up matter"
+
+
+def test_a_child_that_died_is_started_again(forks: Forks, ask: Callable[..., bytes | None]) -> None:
+    ask(b"ab")
+    assert isinstance(forks.child, Child)
+    os.kill(forks.child.process.pid, signal.SIGKILL)
+    forks.child.process.wait()
+    assert ask(b"ab") == b"ba"
+
+
+def test_one_that_ends_at_its_start_is_an_error(tmp_path: Path) -> None:
+    forks = Forks("timeit", lambda fd: fd)  # any module that knows nothing of jobs
+    with forks.open("a") as channel, pytest.raises(ConnectionError):
+        forks.wait_ready("a", channel)
+    forks.close()
