@@ -43,14 +43,22 @@ def preparer() -> Iterator[Preparer]:
 
 
 async def test_small_ones_need_no_child(preparer: Preparer) -> None:
-    for small in (params(json={"type": "integer"}), params(regex="[0-9]+")):
+    for small in (params(json={"const": 2**70}), params(regex="[0-9]+")):
         assert await preparer.prepare(small, "auto") == prepare(small, "auto")
     with pytest.raises(RequestError):
         await preparer.prepare(params(json={"not": {}}), "auto")
     assert preparer._forks.child is None
 
 
-@pytest.mark.parametrize("asked", [large(), large("string", format="nonsense")])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        large(),
+        large("string", format="nonsense"),
+        large(maximum=2**70),
+        large("number", minimum=1e-9),
+    ],
+)
 async def test_large_ones_come_back_the_same(
     preparer: Preparer, asked: StructuredOutputsParams
 ) -> None:
@@ -96,6 +104,17 @@ async def test_one_that_waited_too_long_may_try_again(
     assert time.monotonic() - began < 0.8 * calibrate()
     assert all(isinstance(end, RequestError | OverloadedError) for end in ends)
     assert any(isinstance(end, OverloadedError) for end in ends)
+    assert (await preparer.prepare(large(), "auto")).kind == "json"
+
+
+async def test_a_child_that_ends_fails_what_it_did(preparer: Preparer) -> None:
+    await preparer.prepare(large(), "auto")
+    assert preparer._forks.child is not None
+    asked = asyncio.ensure_future(preparer.prepare(params(json=RECURSIVE), "auto"))
+    await asyncio.sleep(0.1)
+    os.killpg(preparer._forks.child.process.pid, signal.SIGKILL)
+    with pytest.raises(OverloadedError):
+        await asked
     assert (await preparer.prepare(large(), "auto")).kind == "json"
 
 

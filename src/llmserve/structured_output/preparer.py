@@ -59,7 +59,7 @@ class Preparer:
     async def prepare(self, params: StructuredOutputsParams, backend: str) -> GrammarSpec:
         """See `prepare`; OverloadedError where that took too long beside others."""
         arrival = time.monotonic()
-        data = msgspec.msgpack.encode(_Task(params, backend))
+        data = msgspec.json.encode(_Task(params, backend))  # MessagePack has no long integers
         if len(data) <= _QUICK_BYTES:
             with contextlib.suppress(TooLong):
                 async with self._quick_turn:
@@ -71,7 +71,8 @@ class Preparer:
         return outcome.spec
 
     def _outcome(self, data: bytes, arrival: float) -> _Outcome:
-        with self._forks.open(_JOB) as channel:
+        answer = None
+        with contextlib.suppress(OSError), self._forks.open(_JOB) as channel:  # if the child ends
             arrival = max(arrival, self._forks.wait_ready(_JOB, channel))
             left = SECONDS - (time.monotonic() - arrival)
             answer = self._forks.run(channel, data, left) if left > 0 else None
@@ -86,7 +87,7 @@ class Preparer:
 
 def _prepare(data: bytes) -> bytes:
     gc.disable()  # it would look at all of a large schema again and again
-    task = msgspec.msgpack.decode(data, type=_Task)
+    task = msgspec.json.decode(data, type=_Task)
     try:
         outcome = _Outcome(prepare(task.params, task.backend))
     except RequestError as error:

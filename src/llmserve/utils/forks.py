@@ -4,9 +4,10 @@
 
 The child holds what jobs need; a fork costs a millisecond or a few. A fork's time is bound by an
 alarm that the kernel delivers, whatever the fork is doing, its memory by an address-space limit;
-one that takes long is put behind all else that wants a core, as the engine's step does. A job is a
-socket: the child says `READY` on it, the fork reads what to do, answers on it and ends, and an end
-without an answer is a fork that ran out of time or memory, or crashed.
+each gives way a little to what else wants a core, as the engine's step does, and once it has taken
+long to all of it. A job is a socket: the child says `READY` on it, the fork reads what to do,
+answers on it and ends, and an end without an answer is a fork that ran out of time or memory, or
+crashed.
 """
 
 import contextlib
@@ -28,7 +29,9 @@ READY = b"r"
 _HEADER = struct.Struct("<dQ")  # seconds, bytes that follow
 _START_SECONDS = 60.0  # for a child to import a library
 _RETRY_S = 0.1  # how often the kernel lets a group be put back
-_LAST = 19
+# Niceness. With 0 at first, 20 hostile grammars had 2 cores share themselves among 7 sessions, and
+# others' tokens wait for each of them; an ordinary one keeps a quarter of a busy core
+_BEHIND, _LAST = 5, 19
 
 Work = Callable[[bytes], bytes]
 
@@ -53,7 +56,7 @@ class Forks:
         with theirs, self._lock:
             try:
                 socket.send_fds(self._connect(), [name.encode()], [theirs.fileno()])
-            except BaseException:
+            except OSError:
                 channel.close()
                 raise
         return channel
@@ -146,7 +149,7 @@ class ForkServer:
         while True:
             ready, _, _ = select.select([control, *self._forks], [], [], timeout)
             for fd, (pid, due) in list(self._forks.items()):
-                if fd in ready or (time.monotonic() >= due and _put_back(pid)):
+                if fd in ready or (time.monotonic() >= due and _put_back(pid, _LAST)):
                     del self._forks[fd]
                     os.close(fd)
             if control in ready:
@@ -157,6 +160,7 @@ class ForkServer:
 def _do(work: Work, channel: socket.socket, memory_bytes: int) -> None:
     """In the fork; does not return."""
     os.setsid()  # the kernel may share cores out by session
+    _put_back(os.getpid(), _BEHIND)
     die_with_parent()
     with contextlib.suppress(OSError):  # the parent is gone, or gave it up
         channel.sendall(READY)
@@ -177,12 +181,12 @@ def _failed(error: Exception) -> bytes:
     return b""
 
 
-def _put_back(pid: int) -> bool:
+def _put_back(pid: int, niceness: int) -> bool:
     """Whether there is no more to do."""
     try:
-        os.setpriority(os.PRIO_PROCESS, pid, _LAST)
+        os.setpriority(os.PRIO_PROCESS, pid, niceness)
         with open(f"/proc/{pid}/autogroup", "w") as group:
-            group.write(str(_LAST))
+            group.write(str(niceness))
     except BlockingIOError:  # another was put back just now
         return False
     except OSError:  # it ended, or the kernel shares cores out by process
