@@ -573,8 +573,12 @@ def test_t33_deadlines(edges: Bench, raw: Raw, stream: bool) -> None:
         (code,) = re.findall('"code":"([a-z_]+)"', text)
         return answer.status_code, code
 
-    small = {"response_format": {"type": "json_object"}, "max_tokens": 1}
-    edges.server.post(COMPLETIONS, **body_of(COMPLETIONS, **small))  # starts the compiler
+    # Long enough to start what prepares schemas, too, and not only the compiler
+    first = {
+        "type": "json_schema",
+        "json_schema": {"name": "a", "schema": {"enum": [*range(5000)]}},
+    }
+    edges.server.post(COMPLETIONS, **body_of(COMPLETIONS, response_format=first, max_tokens=1))
     with edges.load_and_invariants(load=False):
         status, code = ask(300, max_tokens=2000)
         assert (status, code) == (200 if stream else 504, "request_timeout")
