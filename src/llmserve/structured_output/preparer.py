@@ -72,13 +72,18 @@ class Preparer:
 
     def _outcome(self, data: bytes, arrival: float) -> _Outcome:
         answer = None
-        with contextlib.suppress(OSError), self._forks.open(_JOB) as channel:  # if the child ends
-            arrival = max(arrival, self._forks.wait_ready(_JOB, channel))
-            left = SECONDS - (time.monotonic() - arrival)
-            answer = self._forks.run(channel, data, left) if left > 0 else None
+        if (left := self._left(arrival)) > 0:  # else not even a fork: there may be many
+            with contextlib.suppress(OSError), self._forks.open(_JOB) as channel:  # the child ended
+                self._forks.wait_ready(_JOB, channel, left)
+                if (left := self._left(arrival)) > 0:
+                    answer = self._forks.run(channel, data, left)
         if answer is None:
             raise OverloadedError("too many grammars are being prepared")
         return msgspec.msgpack.decode(answer, type=_Outcome)
+
+    def _left(self, arrival: float) -> float:
+        """Of the seconds of a request; those in which the child starts do not count."""
+        return SECONDS - (time.monotonic() - max(arrival, self._forks.ready_since(_JOB)))
 
     def close(self) -> None:
         """Idempotent."""

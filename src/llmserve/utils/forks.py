@@ -61,9 +61,15 @@ class Forks:
                 raise
         return channel
 
-    def wait_ready(self, name: str, channel: socket.socket) -> float:
-        """Until the job can start; since when those of its name do at once."""
-        channel.settimeout(_START_SECONDS)
+    def ready_since(self, name: str) -> float:
+        """When the first job of that name could start; now, where none could yet."""
+        return self._ready_since.get(name, time.monotonic())
+
+    def wait_ready(
+        self, name: str, channel: socket.socket, seconds: float = _START_SECONDS
+    ) -> float:
+        """Until the job can start, for `seconds` where others could before; `ready_since`."""
+        channel.settimeout(seconds if name in self._ready_since else _START_SECONDS)
         if channel.recv(1) != READY:
             raise ConnectionError(f"{self._module} ended")
         return self._ready_since.setdefault(name, time.monotonic())
