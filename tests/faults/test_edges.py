@@ -542,12 +542,18 @@ def test_t26_slowloris(edges: Bench, raw: Raw, clients: int) -> None:
 @pytest.mark.timing
 @pytest.mark.parametrize("clients", [12, pytest.param(40, marks=pytest.mark.faults)])
 def test_t30_slow_readers(edges: Bench, raw: Raw, clients: int) -> None:
-    with edges.load_and_invariants(failed=clients, max_rss_growth=40 << 20) as load:
+    with (
+        edges.load_and_invariants(failed=clients, max_rss_growth=40 << 20) as load,
+        contextlib.ExitStack() as held,
+    ):
         assert load is not None
         before = edges.server.metrics()["llmserve:refused_total{slow_reader}"]
         body = body_of(COMPLETIONS, max_tokens=2000, ignore_eos=True, stream=True, logprobs=20,
                        return_token_ids=True, n=1)  # fmt: skip
-        socks = [raw.connect(raw.request(COMPLETIONS, body), 4096) for _ in range(clients)]
+        socks = [
+            held.enter_context(raw.connect(raw.request(COMPLETIONS, body), 4096))
+            for _ in range(clients)
+        ]
         for sock in socks:
             assert sock.recv(12, socket.MSG_PEEK)
         load.stop()
@@ -559,7 +565,6 @@ def test_t30_slow_readers(edges: Bench, raw: Raw, clients: int) -> None:
             with contextlib.suppress(ConnectionError):
                 while data := sock.recv(1 << 16):
                     assert b"[DONE]" not in data
-            sock.close()
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -700,6 +705,7 @@ def test_t52_a_backlog_of_one_key_does_not_hold_up_another(deep: Bench, backlog:
         with stopped(deep.engine_pid()):  # until all of them are there
             socks = [raw.connect(raw.request(COMPLETIONS, body)) for _ in range(backlog)]
             within(30, deep, lambda: deep.http.get("/load").json()["server_load"] == backlog)
+        within(10, deep, lambda: held_now(deep)[1] > 20)  # the engine says so once it goes on
         steps, began = deep.server.metrics()["llmserve:engine_steps_total"], time.monotonic()
         while held_now(deep)[1] > 20:
             waits += [ask(b) for _ in range(20)]

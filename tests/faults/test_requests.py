@@ -455,6 +455,7 @@ def mutated(rng: random.Random) -> tuple[str, str]:
     return path, text
 
 
+@pytest.mark.timing
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("part", [0, *(pytest.param(n, marks=slow) for n in range(1, 51))])
 def test_t51_anything_at_all(warm: Bench, part: int) -> None:
