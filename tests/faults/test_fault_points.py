@@ -16,7 +16,8 @@ import pytest
 
 from tests.helpers import broken_processor
 from tests.helpers.fault_points import sitecustomize as points
-from tests.helpers.faults import FLAGS, Bench, run_stream
+from tests.helpers.faults import FLAGS, Bench, TooSlow, run_stream
+from tests.helpers.raw_http import Raw, vanish
 from tests.helpers.server import Server
 
 ROOT = Path(__file__).parents[2]
@@ -89,6 +90,32 @@ def test_t11_what_is_one_requests_fails_it_alone(planted: Bench, stream: bool) -
             if "seed" in body:
                 answer = planted.http.post(path, json=body | {"seed": 1})
                 assert answer.status_code == 200 and '"error"' not in answer.text, answer.text
+
+
+@pytest.mark.timing
+def test_t15_two_steps_at_most_after_a_client_has_gone(planted: Bench) -> None:
+    """Steps that are long enough to be counted; a third may end between the count and the reset."""
+    raw = Raw(planted.server.url, planted.keys[0])
+
+    def steps(running: int) -> float:
+        deadline = time.monotonic() + 10
+        while (m := planted.server.metrics())["vllm:num_requests_running"] != running:
+            assert time.monotonic() < deadline
+        return m["llmserve:engine_steps_total"]
+
+    with planted.load_and_invariants(load=False):
+        for turn in range(6):
+            body = {"prompt": "a", "max_tokens": 900, "ignore_eos": True,
+                    "seed": broken_processor.SLOW, "stream": turn % 2 == 0}  # fmt: skip
+            sock = raw.connect(raw.request(COMPLETIONS, body))
+            before = steps(1)
+            time.sleep(3 * broken_processor.STEP_S)
+            assert steps(1) > before
+            before = steps(1)
+            vanish(sock)
+            more = steps(0) - before
+            if more > 3:
+                raise TooSlow(f"{more:g} steps after the client had gone")
 
 
 def test_a_processor_that_fails_at_the_end_fails_nobody(planted: Bench) -> None:

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
-"""A logits processor that fails for some requests: what T11 plants."""
+"""A logits processor that fails for some requests, or takes its time: what T11 and T15 plant."""
+
+import time
 
 from torch import Tensor
 
 from llmserve.core.scheduler_output import NewRequest
 from llmserve.sampling.base import LogitsProcessor, Rows, SamplerContext
 
-IN_ADD, IN_APPLY, IN_UPDATE, IN_REMOVE = range(9101, 9105)  # seeds of such requests
+IN_ADD, IN_APPLY, IN_UPDATE, IN_REMOVE, SLOW = range(9101, 9106)  # seeds of such requests
+STEP_S = 0.08  # of one with a slow request
 
 
 class Broken(LogitsProcessor):
-    """Raises where the request's seed says."""
+    """Raises, or sleeps, where the request's seed says."""
 
     def __init__(self, context: SamplerContext) -> None:
         super().__init__(context)
@@ -21,7 +24,7 @@ class Broken(LogitsProcessor):
         if request.seed == IN_ADD:
             raise KeyError("planted")
         self._seeds[slot] = request.seed
-        return IN_ADD < request.seed <= IN_REMOVE
+        return IN_ADD < request.seed <= SLOW
 
     def remove(self, slot: int) -> None:
         if self._seeds.pop(slot) == IN_REMOVE:
@@ -34,6 +37,8 @@ class Broken(LogitsProcessor):
             if self._seeds[slot] == IN_APPLY and index == 2:
                 logits.fill_(7.0)
                 raise KeyError("planted")
+            if self._seeds[slot] == SLOW:
+                time.sleep(STEP_S)
 
     def update(self, rows: Rows, token_ids: Tensor) -> None:
         for slot, index in zip(rows.slots_cpu.tolist(), rows.output_index_cpu, strict=True):
