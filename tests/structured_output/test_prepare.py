@@ -38,25 +38,6 @@ def test_the_engine_that_can(fields: dict[str, Any], backend: str, kind: str) ->
     assert (spec.backend, spec.kind, spec.param, spec.ignored) == (backend, kind, "the_field", [])
 
 
-def test_what_was_asked_for_before_is_there() -> None:
-    schema = {"properties": {"a": {"type": "integer"}, "b": {}}}
-    first = _prepare(json=schema)
-    assert _prepare(json=json.loads(json.dumps(schema))) is first
-    turned = {"properties": dict(reversed(schema["properties"].items()))}
-    for other in (
-        {"json": turned},
-        {"json": schema, "strict": False},
-        {"json": json.dumps(schema)},
-    ):
-        assert _prepare(**other) is not first
-    assert _prepare("guidance", json=schema).backend == "guidance"
-    for _ in range(2):
-        with pytest.raises(RequestError, match="the_field"):
-            _prepare(json={"type": "nonsense"})
-    assert len({id(_prepare(json={"maxLength": n, "type": "string"})) for n in range(300)}) > 1
-    assert _prepare(json=schema) == first
-
-
 def test_a_named_engine_is_used_for_all_that_it_can() -> None:
     assert _prepare("guidance", json={"type": "integer"}).backend == "guidance"
     assert _prepare("xgrammar", regex="a").backend == "xgrammar"

@@ -3,6 +3,7 @@
 """What takes long is prepared elsewhere, and comes back as `prepare` gives it."""
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -79,6 +80,36 @@ async def test_errors_come_back_the_same(
     for name in ("message", "param", "code", "status"):
         assert getattr(raised.value, name) == getattr(expected.value, name)
     assert preparer._forks.child is not None
+
+
+async def test_what_was_asked_for_before_is_there(preparer: Preparer) -> None:
+    """In this process, and of what a fork made."""
+
+    def made(backend: str = "auto", **fields: Any) -> GrammarSpec:
+        return preparer.prepare_here(params(**fields), backend)
+
+    schema = {"properties": {"a": {"type": "integer"}, "b": {}}}
+    first = made(json=schema)
+    assert made(json=json.loads(json.dumps(schema))) is first
+    turned = {"properties": dict(reversed(schema["properties"].items()))}
+    for other in (
+        {"json": turned},
+        {"json": schema, "strict": False},
+        {"json": json.dumps(schema)},
+    ):
+        assert made(**other) is not first
+    assert made("guidance", json=schema).backend == "guidance"
+    for _ in range(2):
+        with pytest.raises(RequestError, match="the_field"):
+            made(json={"type": "nonsense"})
+    assert len({id(made(json={"maxLength": n, "type": "string"})) for n in range(300)}) > 1
+    assert made(json=schema) == first
+
+    middling = params(json={"enum": [f"{n}" + "x" * 20 for n in range(400)]})
+    forked = await preparer.prepare(middling, "auto")
+    assert preparer._forks.child is not None
+    assert await preparer.prepare(middling, "auto") is forked
+    assert preparer.prepare_here(middling, "auto") is forked
 
 
 async def test_little_is_done_in_the_process_of_the_event_loop(

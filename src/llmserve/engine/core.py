@@ -127,7 +127,9 @@ class EngineCore:
         mask, step.late = step.late, None
         rows, words = {row.row: row for row in step.rows}, mask.words
         if len(rows) < len(words):
-            words[np.isin(np.arange(len(words)), list(rows), invert=True)] = -1
+            is_free = np.ones(len(words), np.bool_)
+            is_free[list(rows)] = False
+            words[is_free] = -1
         assert self.grammars is not None
         failed = self.grammars.fill(rows, words)
         mask.release()

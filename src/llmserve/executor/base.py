@@ -55,7 +55,8 @@ class Executor(ABC):
 
     @abstractmethod
     def sample(self, plan: SchedulerOutput) -> StepHandle:
-        """Starts logits and draw of the plan given to the last `forward`, its mask set by now."""
+        """Starts logits and draw of the plan given to the last `forward`, its mask set by now
+        unless `late_mask` gave one."""
 
     def late_mask(self, plan: SchedulerOutput) -> LateMask | None:
         """For the mask of the plan given to the last `forward`, all of whose rows draw. None: it

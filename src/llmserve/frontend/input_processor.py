@@ -16,7 +16,6 @@ from llmserve.errors import ConfigError, ContextLengthError, RequestError
 from llmserve.frontend.chat_template import RESERVED, ChatTemplate, read_template
 from llmserve.frontend.infill import find_infill
 from llmserve.frontend.tokenizer import Tokenizer, load_tokenizer
-from llmserve.structured_output.prepare import prepare
 from llmserve.structured_output.preparer import Preparer
 
 
@@ -315,7 +314,7 @@ class InputProcessor:
 
     def make_grammar(self, params: StructuredOutputsParams) -> GrammarSpec:
         """What the output is bound to; RequestError for what nobody can enforce."""
-        return prepare(*self._with_defaults(params))
+        return self._preparer.prepare_here(*self._with_defaults(params))
 
     async def read_grammar(self, params: StructuredOutputsParams) -> GrammarSpec:
         """`make_grammar` beside the event loop."""

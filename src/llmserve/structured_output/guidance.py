@@ -12,7 +12,6 @@ from typing import Any, Self
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from llguidance.gbnf_to_lark import any_to_lark
-from llguidance.numpy import fill_next_token_bitmask
 
 from llmserve.core.structured_outputs import GrammarSpec
 from llmserve.errors import GrammarError
@@ -130,8 +129,7 @@ class GuidanceMatcher(Matcher):
 
     def fill(self, words: np.ndarray) -> None:
         """See Matcher. GrammarError where the parser gives up."""
-        fill_next_token_bitmask(self._matcher, words.reshape(1, -1))
-        self._check()
+        self.fill_all([self], words.reshape(1, -1), [0])
 
     @classmethod
     def fill_all(cls, matchers: Sequence[Self], words: np.ndarray, rows: list[int]) -> None:

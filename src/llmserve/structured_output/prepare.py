@@ -21,9 +21,6 @@ from llmserve.structured_output.schema import MAX_SECONDS, Normalizer, OutOfTime
 
 T = TypeVar("T")
 _TAG_FIELDS = ("begin", "schema", "end")
-_MAX_KNOWN = 256
-_MAX_KEY_BYTES = 16 << 10
-_known: dict[bytes, GrammarSpec] = {}  # by what was asked for
 
 
 class TooLong(RequestError):
@@ -33,22 +30,6 @@ class TooLong(RequestError):
 def prepare(
     params: StructuredOutputsParams, backend: str, seconds: float = MAX_SECONDS
 ) -> GrammarSpec:
-    """`_prepare`, once for what is asked for again and again, as a program's schema is."""
-    try:
-        key = backend.encode() + msgspec.json.encode(params)
-    except (TypeError, ValueError, RecursionError):  # of a Python caller: no JSON at all
-        return _prepare(params, backend, seconds)
-    if (spec := _known.get(key)) is not None:
-        return spec
-    spec = _prepare(params, backend, seconds)
-    if len(key) <= _MAX_KEY_BYTES:
-        if len(_known) >= _MAX_KNOWN:
-            _known.clear()
-        _known[key] = spec
-    return spec
-
-
-def _prepare(params: StructuredOutputsParams, backend: str, seconds: float) -> GrammarSpec:
     """RequestError, naming `params.param`, for what no engine can be bound to; TooLong for a schema
     that takes more than `seconds` of a core.
 

@@ -26,6 +26,8 @@ _FORKS = 2  # at once
 _MEMORY_BYTES = 512 << 20
 _QUICK_S = 0.01  # in this process
 _QUICK_BYTES = 8 << 10  # to be walked in as little
+_MAX_KNOWN = 256  # grammars
+_MAX_KNOWN_BYTES = 16 << 10  # of what was asked for one
 
 
 class PreparerStart(msgspec.Struct):
@@ -49,9 +51,11 @@ class _Outcome(msgspec.Struct, omit_defaults=True):
 
 
 class Preparer:
-    """Of an event loop. Nothing is started before something takes long; `close` ends everything."""
+    """Of an event loop. Nothing is started before something takes long; `close` ends everything.
+    What is asked for again and again, as a program's schema is, is prepared once."""
 
     def __init__(self) -> None:
+        self._known: dict[bytes, GrammarSpec] = {}  # by what was asked for
         self._forks = Forks("llmserve.structured_output.preparer", PreparerStart)
         self._quick_turn = asyncio.Semaphore(1)  # with more, the loop waits for each of them
         self._turn = asyncio.Semaphore(_FORKS)
@@ -59,16 +63,34 @@ class Preparer:
     async def prepare(self, params: StructuredOutputsParams, backend: str) -> GrammarSpec:
         """See `prepare`; OverloadedError where that took too long beside others."""
         arrival = time.monotonic()
-        data = msgspec.json.encode(_Task(params, backend))  # MessagePack has no long integers
+        data = _encode(params, backend)
+        if (known := self._known.get(data)) is not None:
+            return known
         if len(data) <= _QUICK_BYTES:
             with contextlib.suppress(TooLong):
                 async with self._quick_turn:
-                    return await asyncio.to_thread(prepare, params, backend, _QUICK_S)
+                    spec = await asyncio.to_thread(prepare, params, backend, _QUICK_S)
+                return self._remember(data, spec)
         async with self._turn:
             outcome = await asyncio.to_thread(self._outcome, data, arrival)
         if outcome.spec is None:
             raise RequestError(outcome.message, param=outcome.param, code=outcome.code)
-        return outcome.spec
+        return self._remember(data, outcome.spec)
+
+    def prepare_here(self, params: StructuredOutputsParams, backend: str) -> GrammarSpec:
+        """The same in this process, for who has nobody else to answer."""
+        try:
+            data = _encode(params, backend)
+        except (TypeError, ValueError, RecursionError):  # of a Python caller: no JSON at all
+            return prepare(params, backend)
+        return self._known.get(data) or self._remember(data, prepare(params, backend))
+
+    def _remember(self, data: bytes, spec: GrammarSpec) -> GrammarSpec:
+        if len(data) <= _MAX_KNOWN_BYTES:
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.clear()
+            self._known[data] = spec
+        return spec
 
     def _outcome(self, data: bytes, arrival: float) -> _Outcome:
         answer = None
@@ -88,6 +110,10 @@ class Preparer:
     def close(self) -> None:
         """Idempotent."""
         self._forks.close()
+
+
+def _encode(params: StructuredOutputsParams, backend: str) -> bytes:
+    return msgspec.json.encode(_Task(params, backend))  # MessagePack has no long integers
 
 
 def _prepare(data: bytes) -> bytes:
