@@ -4,7 +4,7 @@
 
 import numpy as np
 
-_ZERO, _ONE = np.array(0), np.array(1)  # numpy is slower with Python integers
+_ZERO, _ONE, _NOWHERE = np.array(0), np.array(1), np.array(-1)  # Python integers are slower
 
 
 class BlockPool:
@@ -12,10 +12,10 @@ class BlockPool:
 
     A block is held (`ref` > 0), free and cached (findable until it is given out again), or free and
     empty. Empty ones are given out first, then cached ones, longest released first.
-    The free list of cached blocks is a queue of (block, stamp); a block that is taken back by a
-    hit just gets a new stamp, so its old entry is skipped when it comes up. Block 0 is never free.
-    A name (of a prefix) is looked up once for all KV groups: `index` gives its row of `_table`, a
-    block for each group, 0 where there is none. A row without blocks is given back.
+    The free list of cached blocks is a queue, and each of them knows its place in it; one that is
+    taken back by a hit forgets it, so its old entry is skipped when it comes up. Block 0 is never
+    free. A name (of a prefix) is looked up once for all KV groups: `index` gives its row of
+    `_table`, a block for each group, 0 where there is none. A row without blocks is given back.
     All arrays of blocks are int64: numpy indexes several times faster with them than with int32.
     """
 
@@ -25,21 +25,21 @@ class BlockPool:
         self.ref = np.zeros(num_blocks, np.int64)
         self.ref[0] = 1
         self.index: dict[bytes, int] = {}
-        self.is_cached = np.zeros(num_blocks, np.bool_)
-        self._names = [b""] * num_blocks  # of a row; of a free one, what it was last
-        self._free_rows = list(range(num_blocks))
+        self._names = [b""] * (num_blocks + 1)  # of a row; of a free one, what it was last
+        self._num_named = [0] * (num_blocks + 1)  # blocks in a row
+        self._free_rows = list(range(num_blocks, 0, -1))
         self._num_groups = np.array(num_groups)
-        self._table = np.zeros((num_blocks, num_groups), np.int64)
+        self._table = np.zeros((num_blocks + 1, num_groups), np.int64)  # nothing is in row 0
         self._cells = self._table.reshape(-1)
         self._none = [0] * num_groups
         self._numbers = np.arange(self._cells.size).reshape(self._table.shape)  # of the cells
-        self._columns = [self._table[:, group] for group in range(num_groups)]
-        self._cell_of = np.zeros(num_blocks, np.int64)  # of a cached block
+        self._cell_of = np.zeros(num_blocks, np.int64)  # 0: not cached
+        self._cell_of[0] = -1  # so that 0 in place of a block is as one that has its name
         self._empty = np.arange(num_blocks - 1, -1, -1)  # a stack
         self.num_empty = num_blocks - 1
-        self._stamp = np.zeros(num_blocks, np.int64)
+        self._place = np.zeros(num_blocks, np.int64)  # of a block in the queue; _NOWHERE
         self._queue = np.zeros(2 * num_blocks, np.int64)
-        self._queue_stamp = np.zeros(2 * num_blocks, np.int64)
+        self._places = np.arange(2 * num_blocks)
         self._head = self._tail = 0
         self.num_cached_free = 0
         self._scratch = np.zeros(num_blocks, np.int64)
@@ -71,7 +71,7 @@ class BlockPool:
         while missing:
             stop = min(self._head + missing, self._tail)
             blocks = self._queue[self._head : stop]
-            blocks = blocks[self._queue_stamp[self._head : stop] == self._stamp[blocks]]
+            blocks = blocks[self._place[blocks] == self._places[self._head : stop]]
             self._head = stop
             missing -= len(blocks)
             found.append(blocks)
@@ -81,16 +81,15 @@ class BlockPool:
         return evicted
 
     def _unfind(self, blocks: np.ndarray) -> None:
-        self.is_cached[blocks] = False
         cells = self._cell_of[blocks]
+        self._cell_of[blocks] = _ZERO
         self._cells[cells] = _ZERO
-        rows = cells // self._num_groups
-        left = self._columns[0][rows]
-        for column in self._columns[1:]:
-            left |= column[rows]
-        for row in dict.fromkeys(rows[left == _ZERO].tolist()):
-            del self.index[self._names[row]]
-            self._free_rows.append(row)
+        num_named = self._num_named
+        for row in (cells // self._num_groups).tolist():
+            num_named[row] = left = num_named[row] - 1
+            if not left:
+                del self.index[self._names[row]]
+                self._free_rows.append(row)
 
     def find(self, name: bytes) -> list[int]:
         """The block of each group that is cached under `name`, 0 where there is none."""
@@ -105,7 +104,7 @@ class BlockPool:
     def touch(self, blocks: np.ndarray) -> None:
         """One more reference to each of `blocks` (distinct), which a lookup has just found."""
         free = blocks[self.ref[blocks] == 0]
-        self._stamp[free] += 1
+        self._place[free] = _NOWHERE
         self.num_cached_free -= len(free)
         self.ref[blocks] += 1
 
@@ -129,9 +128,10 @@ class BlockPool:
             self._put_back(gone[self._scratch[gone] == place])
 
     def _put_back(self, blocks: np.ndarray) -> None:
-        kept, cached = blocks, self.is_cached[blocks]
-        n = int(np.count_nonzero(cached))
+        kept, cells = blocks, self._cell_of[blocks]
+        n = int(np.count_nonzero(cells))
         if n < len(blocks):
+            cached = cells > _ZERO
             self._push_empty(blocks[~cached])
             kept = blocks[cached]
         if n:
@@ -139,9 +139,7 @@ class BlockPool:
                 self._compact()
             start, self._tail = self._tail, self._tail + n
             self._queue[start : self._tail] = kept
-            stamps = self._stamp[kept] + _ONE
-            self._stamp[kept] = stamps
-            self._queue_stamp[start : self._tail] = stamps
+            self._place[kept] = self._places[start : self._tail]
             self.num_cached_free += n
 
     def _push_empty(self, blocks: np.ndarray) -> None:
@@ -152,10 +150,9 @@ class BlockPool:
     def _compact(self) -> None:
         """Drops the skipped entries; at least `num_blocks` pushes lie between two calls."""
         blocks = self._queue[self._head : self._tail]
-        live = self._queue_stamp[self._head : self._tail] == self._stamp[blocks]
-        blocks = blocks[live]
+        blocks = blocks[self._place[blocks] == self._places[self._head : self._tail]]
         self._queue[: len(blocks)] = blocks
-        self._queue_stamp[: len(blocks)] = self._stamp[blocks]
+        self._place[blocks] = self._places[: len(blocks)]
         self._head, self._tail = 0, len(blocks)
 
     def insert(self, names: list[bytes], groups: np.ndarray, blocks: np.ndarray) -> None:
@@ -164,8 +161,8 @@ class BlockPool:
         `blocks` int64 [len(names), len(groups)]: distinct, or 0 for none.
         """
         flat = blocks.ravel()
-        known = self.is_cached[flat]
-        full = np.count_nonzero(flat) == len(flat) and not np.count_nonzero(known)
+        known = self._cell_of[flat]
+        full = not np.count_nonzero(known)
         if not full:
             blocks = np.where(known, 0, flat).reshape(blocks.shape)
             some = np.flatnonzero(blocks.any(axis=1))
@@ -187,15 +184,21 @@ class BlockPool:
             cells, flat = cells[empty], flat[empty]
             self._cells[cells[::-1]] = flat[::-1]  # the first stays
             mine = self._cells[cells] == flat
-            cells, flat = cells[mine], flat[mine]
+            cells, flat, full = cells[mine], flat[mine], False
+        num_named, width = self._num_named, len(groups)
+        if full:
+            for row in rows:
+                num_named[row] = width
+        else:
+            for row in (cells // self._num_groups).tolist():
+                num_named[row] += 1
         self._cells[cells] = flat
-        self.is_cached[flat] = True
         self._cell_of[flat] = cells
 
     def forget(self, blocks: np.ndarray) -> None:
         """Makes held blocks unfindable."""
         assert self.ref[blocks].all()
-        self._unfind(blocks[self.is_cached[blocks]])
+        self._unfind(blocks[self._cell_of[blocks] > 0])
 
     def forget_all(self) -> None:
         """Makes every block unfindable; no block is held."""
@@ -211,14 +214,16 @@ class BlockPool:
         assert wrong.size == 0, f"blocks {wrong[:8]}: counted {expected[wrong[:8]]} references"
         empty = self._empty[: self.num_empty]
         queue = self._queue[self._head : self._tail]
-        queue = queue[self._queue_stamp[self._head : self._tail] == self._stamp[queue]]
+        queue = queue[self._place[queue] == self._places[self._head : self._tail]]
         assert len(queue) == self.num_cached_free
         free = np.sort(np.concatenate((empty, queue)))
         assert np.array_equal(free, np.flatnonzero(self.ref == 0)), "a block is lost or free twice"
-        assert self.is_cached[queue].all() and not self.is_cached[empty].any()
-        cached = np.flatnonzero(self.is_cached)
+        assert (self._cell_of[queue] > 0).all() and not self._cell_of[empty].any()
+        cached = np.flatnonzero(self._cell_of > 0)
         assert np.array_equal(self._cells[self._cell_of[cached]], cached)
         assert np.count_nonzero(self._cells) == len(cached)
-        assert sorted([*self.index.values(), *self._free_rows]) == list(range(self.num_blocks))
+        rows = sorted([*self.index.values(), *self._free_rows])
+        assert rows == list(range(1, self.num_blocks + 1))
+        assert self._num_named == np.count_nonzero(self._table, axis=1).tolist()
         for name, row in self.index.items():
-            assert self._names[row] == name and self._table[row].any()
+            assert self._names[row] == name and self._num_named[row]
