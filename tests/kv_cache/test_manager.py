@@ -20,6 +20,7 @@ from llmserve.core.messages import EngineRequest
 from llmserve.core.request import Request
 from llmserve.core.sampling_params import SamplingParams
 from llmserve.kv_cache.manager import KVCacheManager
+from llmserve.kv_cache.prefix_hash import extend_hashes
 
 FULL, MLA, STATE = FullAttentionSpec(1, 8, 2), MLASpec(8, 8, 2), RecurrentStateSpec(128)
 MIXES: dict[str, list[tuple[AnyKVSpec, int]]] = {
@@ -53,8 +54,17 @@ def _run(kv: KVCacheManager, slot: int, request: Request) -> int:
     """All of a request in one step; returns how much of it was cached."""
     hit = kv.lookup(request)
     assert kv.enter(slot, request, hit, request.num_tokens, 0)
-    kv.commit(slot, request, request.num_tokens)
+    _commit(kv, slot, request, hit.num_tokens, request.num_tokens)
     return hit.num_tokens
+
+
+def _commit(kv: KVCacheManager, slot: int, request: Request, start: int, end: int) -> None:
+    """Positions from `start` to `end` are computed."""
+    size = kv.block_size
+    hashes = extend_hashes(request, end // size, size)[start // size : end // size]
+    if hashes and kv.enable_caching:
+        stops = range((start // size + 1) * size, end + 1, size)
+        kv.commit([slot] * len(hashes), hashes, list(stops))
 
 
 def _longest(kv: KVCacheManager, request: Request) -> int:
@@ -175,7 +185,7 @@ def test_decodes_in_bulk_equal_decodes_one_by_one(mix: str) -> None:
         starts += 1
         for kv in (bulk, single):
             for slot, end, request in zip(slots.tolist(), starts.tolist(), requests, strict=True):
-                kv.commit(slot, request, end)
+                _commit(kv, slot, request, end - 1, end)
     assert freed > 20
 
 
@@ -204,5 +214,5 @@ def test_a_decode_fills_blocks_of_every_group() -> None:
     other = _request([*range(24), 1])
     assert kv.lookup(other).num_tokens == 0
     kv.hashes_touched(request, 0, 24)
-    kv.commit_decodes(np.array([1]), request.block_hashes[-1:], np.array([24]))
+    kv.commit([1], request.block_hashes[-1:], [24])
     assert kv.lookup(other).num_tokens == 24

@@ -42,13 +42,22 @@ def test_a_million_events() -> None:
 Patch = pytest.MonkeyPatch
 
 
+def _commit(kv: KVCacheManager, slot: int, request: Any, start: int, end: int) -> None:
+    """Blocks of known tokens with positions from `start` to `end` become findable."""
+    size = kv.block_size
+    first, last = start // size, min(end, request.num_tokens) // size
+    if last > first and kv.enable_caching:
+        hashes = prefix_hash.extend_hashes(request, last, size)[first:last]
+        stops = range((first + 1) * size, (last + 1) * size, size)
+        kv.commit([slot] * (last - first), hashes, list(stops))
+
+
 def _insert_when_planned(patch: Patch) -> None:
     add_row = Scheduler._add_row
 
     def added(self: Scheduler, rows: Any, request: Any, start: int, count: int) -> Any:
-        hashes = add_row(self, rows, request, start, count)
-        self.kv.commit(request.slot, request, start + count)
-        return hashes
+        add_row(self, rows, request, start, count)
+        _commit(self.kv, request.slot, request, start, start + count)
 
     patch.setattr(Scheduler, "_add_row", added)
 
@@ -101,7 +110,7 @@ def _nan_cached(patch: Patch) -> None:
     def keep(self: KVCacheManager, slot: int) -> None:
         owner = keep_scheduler[-1]
         request = owner._request_in(slot)
-        self.commit(slot, request, min(int(owner.slots.computed[slot]), request.num_tokens))
+        _commit(self, slot, request, 0, int(owner.slots.computed[slot]))
 
     keep_scheduler: list[Scheduler] = []
     fail = Scheduler._fail

@@ -41,9 +41,6 @@ class _Kind:
         self.first = np.zeros(num_slots, np.int64)  # a slot's entries before it are 0
         self.columns = slice(0, 0)  # of the family's table
         self.most_blocks = blocks_at_peak(kind, max_model_len, max_chunk)
-        # block `first` of a slot is no longer read from position first * block_size + `past` on
-        self.past = kind.block_size + (self.reach or 1) - 1
-        self.past_array = np.array(self.past)
 
     def first_needed(self, position: int) -> int:
         """Index of the first block that a query at `position` reads."""
@@ -60,11 +57,11 @@ class _Family:
         self.block_size, self.size = kinds[0].block_size, kinds[0].size
         width = -(-max_model_len // self.block_size)
         self.width = np.array(width)
-        self.table = np.zeros((num_slots, width, len(self.groups)), np.int32)
+        self.table = np.zeros((num_slots, width, len(self.groups)), np.int64)
         # by group and flat place: indexing with one array is several times faster than with two
         self.by_place = self.table.reshape(-1, len(self.groups))
         self.flat = [self.by_place[:, column] for column in range(len(self.groups))]
-        self.count = np.zeros(num_slots, np.int64)  # entries in use
+        self.covered = np.zeros(num_slots, np.int64)  # positions that the entries in use hold
         self.num_cached = np.zeros(num_slots, np.int64)  # blocks that were made findable
         at = 0
         for kind in kinds:
@@ -122,8 +119,6 @@ class KVCacheManager:
         self._alignment = lcm(*(group.block_size for group in kv.groups))
         self._windows = [kind for kind in self._kinds if kind.reach is not None]
         self._peaks = [(k.block_size, k.most_blocks, len(k.groups)) for k in self._kinds]
-        # position at which a slot needs a block or has one to release: most steps, nothing is due
-        self._due = np.zeros(num_slots, np.int64)
 
     def blocks_at_peak(self, num_tokens: int) -> int:
         """Most blocks that one request of `num_tokens` holds at once."""
@@ -240,23 +235,18 @@ class KVCacheManager:
             n = (count - cached) * len(family.groups)
             table[cached:count] = fresh[at : at + n].reshape(-1, len(family.groups))
             at += n
-            family.count[slot] = count
+            family.covered[slot] = count * family.block_size
             family.num_cached[slot] = cached
             for kind in family.windows:
                 kind.first[slot] = kind.first_needed(num_hit)
-        self._due[slot] = self._due_of(slot)
         return True
-
-    def _due_of(self, slot: int) -> int:
-        due = [family.count.item(slot) * family.block_size for family in self.families]
-        due += [kind.first.item(slot) * kind.block_size + kind.past for kind in self._windows]
-        return min(due)
 
     def table_of(self, slot: int) -> list[list[int]]:
         """Block ids of a slot, a list a group."""
         tables: list[list[int]] = [[]] * self._num_groups
         for family in self.families:
-            rows = family.table[slot, : family.count[slot]].T.tolist()
+            count = family.covered.item(slot) // family.block_size
+            rows = family.table[slot, :count].T.tolist()
             for group, row in zip(family.groups.tolist(), rows, strict=True):
                 tables[group] = row
         return tables
@@ -264,24 +254,31 @@ class KVCacheManager:
     def extend(self, slot: int, start: int, end: int) -> tuple[np.ndarray, bool]:
         """Blocks for positions [start, end) of one slot: rows (slot, group, index, block id).
 
-        What fell out of the window is released first (block id 0). False where the rest does not
-        fit; then no block is given out.
+        Where it needs some, what fell out of the window is released first (block id 0): that is no
+        more at any time than if it were released at once. False where the rest does not fit; then
+        no block is given out.
         """
-        parts = [self._trim(f, kind, slot, start) for f in self.families for kind in f.windows]
-        counts = [max(-(-end // f.block_size) - int(f.count[slot]), 0) for f in self.families]
-        total = sum(n * len(f.groups) for n, f in zip(counts, self.families, strict=True))
+        parts: list[np.ndarray] = []
+        counts: list[int] = []
+        total = 0
+        for family in self.families:
+            n = max(-(-(end - family.covered.item(slot)) // family.block_size), 0)
+            counts.append(n)
+            total += n * len(family.groups)
+            if n:
+                parts += [self._trim(family, kind, slot, start) for kind in family.windows]
         fits = total <= self.pool.num_available
         if fits and total:
             fresh = self.pool.allocate(total)
             at = 0
             for family, n in zip(self.families, counts, strict=True):
-                count, size = int(family.count[slot]), n * len(family.groups)
+                count = family.covered.item(slot) // family.block_size
+                size = n * len(family.groups)
                 blocks = fresh[at : at + size].reshape(n, len(family.groups))
                 at += size
                 family.table[slot, count : count + n] = blocks
-                family.count[slot] = count + n
+                family.covered[slot] += n * family.block_size
                 parts.append(family.rows(slot, np.arange(count, count + n), blocks))
-        self._due[slot] = self._due_of(slot)
         return np.concatenate(parts) if parts else _NO_ROWS, fits
 
     def _trim(self, family: _Family, kind: _Kind, slot: int, position: int) -> np.ndarray:
@@ -295,7 +292,7 @@ class KVCacheManager:
         if needed <= first:
             return _NO_ROWS
         passed = family.table[slot, first:needed, kind.columns]
-        self.pool.release(passed.T.ravel().astype(np.int64))
+        self.pool.release(passed.T.ravel())
         passed[:] = 0
         kind.first[slot] = needed
         return family.rows(slot, np.arange(first, needed), 0, kind.columns)
@@ -308,45 +305,37 @@ class KVCacheManager:
         `slots`, `starts`, `ends` int64 [n]. Returns the rows and how many of the slots, from the
         first on, got their blocks; the others got none.
         """
-        near = (ends > self._due[slots]).nonzero()[0]
-        if not len(near):
-            return _NO_ROWS, len(slots)
-        done, slots, starts, ends = len(slots), slots[near], starts[near], ends[near]
+        done = len(slots)
+        crossing = [(ends > f.covered[slots]).nonzero()[0] for f in self.families]
+        total = 0
         parts: list[np.ndarray] = []
-        for family in self.families:
-            for kind in family.windows:
-                self._trim_decodes(family, kind, slots, starts, parts)
-        crossing = [(ends > f.count[slots] * f.size).nonzero()[0] for f in self.families]
-        total = sum(len(n) * len(f.groups) for n, f in zip(crossing, self.families, strict=True))
+        for where, family in zip(crossing, self.families, strict=True):
+            if len(where):
+                total += len(where) * len(family.groups)
+                for kind in family.windows:
+                    self._trim_decodes(family, kind, slots[where], starts[where], parts)
+        if not total:
+            return _NO_ROWS, done
         if total > self.pool.num_available:
-            wanted = np.zeros(len(near), np.int64)
+            wanted = np.zeros(done, np.int64)
             for where, family in zip(crossing, self.families, strict=True):
                 wanted[where] += len(family.groups)
-            fit = int(np.searchsorted(wanted.cumsum(), self.pool.num_available, side="right"))
-            done = int(near[fit])
-            crossing = [where[where < fit] for where in crossing]
-            total = int(wanted[:fit].sum())
-        if total:
-            fresh = self.pool.allocate(total)
-            at = 0
-            for family, where in zip(self.families, crossing, strict=True):
-                if len(where):
-                    rows = slots[where]
-                    index = family.count[rows]
-                    size = len(where) * len(family.groups)
-                    blocks = fresh[at : at + size].reshape(len(where), -1)
-                    at += size
-                    place = rows * family.width + index
-                    for column, ids in zip(family.flat, blocks.T, strict=True):
-                        column[place] = ids
-                    family.count[rows] = index + _ONE
-                    parts.append(family.rows(rows, index, blocks))
-        due = [f.count[slots] * f.size for f in self.families]
-        due += [kind.first[slots] * kind.size + kind.past_array for kind in self._windows]
-        soonest = due[0]
-        for other in due[1:]:
-            soonest = np.minimum(soonest, other)
-        self._due[slots] = soonest
+            done = int(np.searchsorted(wanted.cumsum(), self.pool.num_available, side="right"))
+            crossing = [where[where < done] for where in crossing]
+            total = int(wanted[:done].sum())
+        fresh = self.pool.allocate(total)
+        at = 0
+        for family, where in zip(self.families, crossing, strict=True):
+            if len(where):
+                rows = slots[where]
+                covered = family.covered[rows]
+                index = covered // family.size
+                size = len(where) * len(family.groups)
+                blocks = fresh[at : at + size].reshape(len(where), -1)
+                at += size
+                family.by_place[rows * family.width + index] = blocks
+                family.covered[rows] = covered + family.size
+                parts.append(family.rows(rows, index, blocks))
         if not parts:
             return _NO_ROWS, done
         return parts[0] if len(parts) == 1 else np.concatenate(parts), done
@@ -375,12 +364,9 @@ class KVCacheManager:
         rows = slots[late[~far]]
         index = kind.first[rows]
         place = rows * family.width + index
-        columns = family.flat[kind.columns]
-        self.pool.release_shared(
-            np.concatenate([column[place] for column in columns]).astype(np.int64)
-        )
-        for column in columns:
-            column[place] = 0
+        self.pool.release_shared(family.by_place.take(place, axis=0)[:, kind.columns].T.ravel())
+        for column in family.flat[kind.columns]:
+            column[place] = _ZERO
         kind.first[rows] = index + _ONE
         parts.append(family.rows(rows, index, 0, kind.columns))
 
@@ -388,14 +374,14 @@ class KVCacheManager:
         """Takes everything from a slot. The end of a prefix is reused before its beginning."""
         held, order, passed = [], [], False
         for family in self.families:
-            count = int(family.count[slot])
-            held.append(family.table[slot, :count][::-1].astype(np.int64, order="C").reshape(-1))
+            count = family.covered.item(slot) // family.block_size
+            held.append(family.table[slot, :count][::-1].ravel())
             if len(self.families) > 1:
                 starts = np.arange(count - 1, -1, -1) * -family.block_size
                 order.append(starts.repeat(len(family.groups)))
-            family.count[slot] = 0
+            family.covered[slot] = 0
             for kind in family.windows:
-                passed |= bool(kind.first[slot])
+                passed |= kind.first.item(slot) > 0
                 kind.first[slot] = 0
         blocks = held[0]
         if order:
@@ -404,38 +390,28 @@ class KVCacheManager:
             blocks = blocks[blocks > 0]
         self.pool.release(blocks)
 
-    def commit(self, slot: int, request: Request, end: int) -> None:
-        """Positions before `end` are computed: their full blocks become findable."""
-        if not self.enable_caching:
-            return
-        hashes = extend_hashes(request, end // self.block_size, self.block_size)
-        for family in self.families:
-            full, cached = end // family.block_size, int(family.num_cached[slot])
-            if cached < full:
-                ratio = family.block_size // self.block_size
-                names = hashes[(cached + 1) * ratio - 1 : full * ratio : ratio]
-                # what a window has passed is 0
-                blocks = family.table[slot, cached:full].astype(np.int64)
-                self.pool.insert(names, family.groups, blocks)
-                family.num_cached[slot] = full
+    def commit(self, slots: list[int], hashes: list[bytes], ends: list[int]) -> None:
+        """Granules that slots have just filled, up to the positions `ends`, become findable.
 
-    def commit_decodes(self, slots: np.ndarray, hashes: list[bytes], ends: np.ndarray) -> None:
-        """`commit` for slots that have just filled one granule, up to `ends`, named by `hashes`."""
+        Those of one slot are in order, none left out; `hashes` are their names.
+        """
+        all_slots, all_ends = np.array(slots), np.array(ends)
         for family in self.families:
-            rows, names, full = slots, hashes, ends // family.block_size
+            rows, names, full = all_slots, hashes, all_ends // family.size
             if family.block_size != self.block_size:
-                filled = (ends % family.block_size == 0).nonzero()[0]
-                rows, full = slots[filled], full[filled]
+                filled = (all_ends % family.size == _ZERO).nonzero()[0]
+                rows, full = rows[filled], full[filled]
                 names = [hashes[i] for i in filled.tolist()]
             family.num_cached[rows] = full
-            place = rows * family.width + full - _ONE
-            blocks = family.by_place.take(place, axis=0).astype(np.int64)
+            # what a window has passed is 0
+            blocks = family.by_place.take(rows * family.width + full - _ONE, axis=0)
             self.pool.insert(names, family.groups, blocks)
 
     def forget(self, slot: int) -> None:
         """Makes every block of a slot unfindable: its content is not to be trusted."""
         for family in self.families:
-            blocks = family.table[slot, : family.count[slot]].ravel()
+            count = family.covered.item(slot) // family.block_size
+            blocks = family.table[slot, :count].ravel()
             self.pool.forget(blocks[blocks > 0])
 
     def reset_prefix_cache(self) -> None:
@@ -448,13 +424,12 @@ class KVCacheManager:
         idle = np.ones(self._num_slots, np.bool_)
         idle[slots] = False
         for family in self.families:
-            assert not family.count[idle].any(), "an empty slot holds blocks"
+            assert not family.covered[idle].any(), "an empty slot holds blocks"
             for slot in slots:
-                blocks = family.table[slot, : family.count[slot]]
+                blocks = family.table[slot, : family.covered[slot] // family.block_size]
                 for kind in family.kinds:
                     first = int(kind.first[slot])
                     assert first <= len(blocks) and not blocks[:first, kind.columns].any()
                     assert blocks[first:, kind.columns].all(), "block 0 was given out"
                 np.add.at(held, blocks[blocks > 0], 1)
-                assert self._due[slot] == self._due_of(slot)
         self.pool.check_integrity(held)

@@ -31,7 +31,7 @@ _BLOCK = b"llmserve.kv.block"
 _BLOCK_HEAD = len(_BLOCK).to_bytes(8, "little") + _BLOCK + (32).to_bytes(8, "little")
 
 
-def block_hash(parent: bytes, tokens: bytes | bytearray) -> bytes:
+def block_hash(parent: bytes, tokens: bytes | bytearray | memoryview) -> bytes:
     """Of one block: `parent` is the hash before it (32 bytes), `tokens` its int32 ids as bytes.
 
     Equals `digest(b"llmserve.kv.block", parent, tokens)`; spelled out because it is hot.

@@ -24,7 +24,7 @@ from llmserve.errors import (
     OverloadedError,
 )
 from llmserve.kv_cache.manager import KVCacheManager
-from llmserve.kv_cache.prefix_hash import block_hash
+from llmserve.kv_cache.prefix_hash import block_hash, extend_hashes
 from llmserve.scheduler.admission import Admission
 from llmserve.scheduler.cost import StepCosts
 from llmserve.scheduler.outbox import Outbox, cut
@@ -648,37 +648,40 @@ class Scheduler:
     def _commit_blocks(self, flight: _InFlight, rows: np.ndarray) -> None:
         """Rows that filled a block: their tokens are kept, the block becomes findable."""
         size = self.kv.block_size
-        ends = flight.ends[rows] // self._block_size
-        filled = (ends > flight.starts[rows] // self._block_size).nonzero()[0]
+        starts, ends = flight.starts[rows], flight.ends[rows]
+        filled = (ends % self._block_size < ends - starts).nonzero()[0]
         if not len(filled):
             return
-        rows = rows[filled]
-        ends, slots = flight.ends[rows], flight.slots[rows]
-        simple: list[int] = []
-        decoded: list[Request] = []
-        requests = self.slots.requests
-        for i, (slot, end) in enumerate(zip(slots.tolist(), ends.tolist(), strict=True)):
+        owners: list[int] = []
+        hashes: list[bytes] = []
+        stops: list[int] = []
+        requests, recent, width = self.slots.requests, self.slots.recent, 4 * size
+        for slot, start, end in zip(
+            flight.slots[rows[filled]].tolist(),
+            starts[filled].tolist(),
+            ends[filled].tolist(),
+            strict=True,
+        ):
             request = requests[slot]
             assert request is not None
-            before = end - size
-            if before and len(request.block_hashes) * size == before == len(request.tokens) >> 2:
-                simple.append(i)
-                decoded.append(request)
-            else:
-                self.slots.flush(slot, end // size * size)
-                self.kv.commit(slot, request, end)
-        if not simple:
-            return
-        if len(simple) < len(slots):
-            slots, ends = slots[simple], ends[simple]
-        hashes: list[bytes] = []
-        for request, block in zip(decoded, self.slots.flush_blocks(slots, ends), strict=True):
-            request.tokens += block
-            name = block_hash(request.block_hashes[-1], block)
-            request.block_hashes.append(name)
-            hashes.append(name)
+            known, before = request.block_hashes, end - size
+            if before and len(known) * size == before == len(request.tokens) >> 2:  # decoded
+                at = (slot + slot + (end // size - 1 & 1)) * width
+                block = recent[at : at + width]
+                request.tokens += block
+                name = block_hash(known[-1], block)
+                known.append(name)
+                hashes.append(name)
+                owners.append(slot)
+                stops.append(end)
+                continue
+            first, last = start // size, end // size
+            self.slots.flush(slot, last * size)
+            owners += [slot] * (last - first)
+            hashes += extend_hashes(request, last, size)[first:last]
+            stops += range((first + 1) * size, (last + 1) * size, size)
         if self.kv.enable_caching:
-            self.kv.commit_decodes(slots, hashes, ends)
+            self.kv.commit(owners, hashes, stops)
 
     def _fail(self, request: Request, invalid: int) -> None:
         if request.slot:

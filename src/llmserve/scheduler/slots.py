@@ -41,12 +41,10 @@ class Slots:
         self._running = np.zeros(n, np.int64)
         self._orders: list[tuple[int, ...]] = []
         # the last tokens of each slot, position p at p % width: blocks are hashed from here
-        self._block_size = block_size
         self._width = 2 * block_size
         self._recent = np.zeros((n, self._width), np.int32)
         self._flat = self._recent.reshape(-1)
-        self._blocks = self._recent.reshape(-1, block_size)
-        self._size = np.array(block_size)
+        self.recent = memoryview(self._flat).cast("B")  # two blocks of int32 a slot
         self._modulus = np.array(self._width)
 
     @property
@@ -119,19 +117,13 @@ class Slots:
         assert request is not None
         start = len(request.tokens) >> 2
         if start < end:
-            a, b = start % self._width, end % self._width
-            row = self._recent[slot]
+            row, width = slot * self._width, self._width
+            a, b = 4 * (row + start % width), 4 * (row + end % width)
             if a < b:
-                request.tokens += row[a:b].tobytes()
+                request.tokens += self.recent[a:b]
             else:
-                request.tokens += row[a:].tobytes() + row[:b].tobytes()
-
-    def flush_blocks(self, slots: np.ndarray, ends: np.ndarray) -> list[bytes]:
-        """The int32 tokens of the block before `ends` (multiples of the block size), as bytes."""
-        half = (ends // self._size - _ONE) & _ONE
-        data = self._blocks.take(slots + slots + half, axis=0).tobytes()
-        width = 4 * self._block_size
-        return [data[i : i + width] for i in range(0, len(data), width)]
+                request.tokens += self.recent[a : 4 * (row + width)]
+                request.tokens += self.recent[4 * row : b]
 
     def check_integrity(self) -> None:
         """Recounts everything."""
