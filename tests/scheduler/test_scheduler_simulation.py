@@ -148,9 +148,9 @@ def _new_block_untold(patch: Patch) -> None:
 def _drafts_kept(patch: Patch) -> None:
     tokens = Scheduler._commit_tokens
 
-    def committed(self: Scheduler, flight: Any, output: Any, rows: Any) -> Any:
+    def committed(self: Scheduler, flight: Any, *drawn: Any) -> Any:
         before = self.slots.computed[flight.slots]
-        finished = tokens(self, flight, output, rows)
+        finished = tokens(self, flight, *drawn)
         if self._num_drafts:
             self.slots.computed[flight.slots] = before
         return finished

@@ -14,7 +14,7 @@ from llmserve.kv_cache.groups import blocks_at_peak, reach
 from llmserve.kv_cache.prefix_hash import extend_hashes
 
 _ZERO, _ONE = np.array(0), np.array(1)  # numpy is slower with Python integers
-_NO_ROWS = np.empty((0, 4), np.int32)
+NO_ROWS = np.empty((0, 4), np.int32)  # of SchedulerOutput.new_blocks
 
 
 @dataclass(slots=True, frozen=True)
@@ -279,7 +279,7 @@ class KVCacheManager:
                 family.table[slot, count : count + n] = blocks
                 family.covered[slot] += n * family.block_size
                 parts.append(family.rows(slot, np.arange(count, count + n), blocks))
-        return np.concatenate(parts) if parts else _NO_ROWS, fits
+        return np.concatenate(parts) if parts else NO_ROWS, fits
 
     def _trim(self, family: _Family, kind: _Kind, slot: int, position: int) -> np.ndarray:
         """Releases the blocks of one slot that no query from `position` on reads.
@@ -290,7 +290,7 @@ class KVCacheManager:
         if self.enable_caching:
             needed = min(needed, int(family.num_cached[slot]))
         if needed <= first:
-            return _NO_ROWS
+            return NO_ROWS
         passed = family.table[slot, first:needed, kind.columns]
         self.pool.release(passed.T.ravel())
         passed[:] = 0
@@ -315,7 +315,7 @@ class KVCacheManager:
                 for kind in family.windows:
                     self._trim_decodes(family, kind, slots[where], starts[where], parts)
         if not total:
-            return _NO_ROWS, done
+            return NO_ROWS, done
         if total > self.pool.num_available:
             wanted = np.zeros(done, np.int64)
             for where, family in zip(crossing, self.families, strict=True):
@@ -337,7 +337,7 @@ class KVCacheManager:
                 family.covered[rows] = covered + family.size
                 parts.append(family.rows(rows, index, blocks))
         if not parts:
-            return _NO_ROWS, done
+            return NO_ROWS, done
         return parts[0] if len(parts) == 1 else np.concatenate(parts), done
 
     def _trim_decodes(

@@ -43,6 +43,7 @@ class StepCosts:
         self._context_cost = context_cost
         self._decodes: defaultdict[int, deque[float]] = defaultdict(lambda: deque(maxlen=_DECODES))
         # steps with prompts: their weight, decodes beside them, seconds
+        self._times: dict[int, float] = {}  # their medians, as far as they were asked for
         self._prompts: deque[tuple[float, int, float]] = deque(maxlen=_PROMPTS)
         self._line = (0.0, 0.0, 0.0, 0.0)
         self._num_new = 0  # prompts that the line does not know
@@ -85,6 +86,7 @@ class StepCosts:
             self._num_new += 1
         else:
             self._decodes[num_decodes.bit_length()].append(seconds)
+            self._times.clear()
 
     def _draw(self) -> tuple[float, float, float, float]:
         """Weights of light and heavy steps, seconds that prompts take whatever they weigh, and for
@@ -106,5 +108,7 @@ class StepCosts:
         if not self._decodes:
             return 0.0
         size = num_decodes.bit_length()
-        nearest = min(self._decodes, key=lambda known: abs(known - size))
-        return median_high(self._decodes[nearest])
+        if size not in self._times:
+            nearest = min(self._decodes, key=lambda known: abs(known - size))
+            self._times[size] = median_high(self._decodes[nearest])
+        return self._times[size]

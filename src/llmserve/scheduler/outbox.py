@@ -57,7 +57,7 @@ class Outbox:
             clients, ids, tokens = (
                 columns[0] if len(columns) == 1 else map(np.concatenate, zip(*columns, strict=True))
             )
-            several = len(clients) > 1 and np.count_nonzero(clients != clients[:1])
+            several = clients.tobytes() != clients[:1].tobytes() * len(clients)
             for client in np.unique(clients).tolist() if several else [clients.item(0)]:
                 out = outputs.get(client)
                 if out is None:

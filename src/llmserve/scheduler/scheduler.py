@@ -13,7 +13,13 @@ import numpy as np
 from llmserve.config.cache import CacheConfig
 from llmserve.config.scheduler import SchedulerConfig
 from llmserve.core.kv_spec import KVCacheConfig, RecurrentStateSpec
-from llmserve.core.messages import EngineOutputs, EngineRequest, FinishReason, SchedulerStats
+from llmserve.core.messages import (
+    EngineOutputs,
+    EngineRequest,
+    FinishReason,
+    LogprobColumns,
+    SchedulerStats,
+)
 from llmserve.core.request import Request
 from llmserve.core.scheduler_output import ModelRunnerOutput, NewRequest, SchedulerOutput
 from llmserve.errors import (
@@ -23,7 +29,7 @@ from llmserve.errors import (
     NumericalError,
     OverloadedError,
 )
-from llmserve.kv_cache.manager import KVCacheManager
+from llmserve.kv_cache.manager import NO_ROWS, KVCacheManager
 from llmserve.kv_cache.prefix_hash import block_hash, extend_hashes
 from llmserve.scheduler.admission import Admission
 from llmserve.scheduler.cost import StepCosts
@@ -36,7 +42,6 @@ from llmserve.utils.logger import get_logger
 logger = get_logger(__name__)
 
 _ONE = np.array(1, np.int64)  # numpy is slower with a Python integer
-_NO_BLOCKS = np.empty((0, 4), np.int32)
 _MAX_PASSED = 64  # waiting requests that a step may pass over because another computes their block
 
 
@@ -47,10 +52,17 @@ class _InFlight:
     starts: np.ndarray  # int64 [num_rows]
     ends: np.ndarray  # int64 [num_rows]: computed tokens once the step is done
     epochs: np.ndarray  # int64 [num_rows]
+    sample: np.ndarray  # bool [num_rows]
     hashes: set[bytes]  # prefixes that the step computes
     num_decodes: int
     weight: float  # of the prompts, where costs are kept
     planned: float  # StepCosts.clock
+    has_departed: bool = False  # a row's request has left its slot
+
+    def keep(self, rows: np.ndarray) -> None:
+        """Drops the rows that are not in `rows`, int64, from the columns."""
+        self.slots, self.starts, self.ends = self.slots[rows], self.starts[rows], self.ends[rows]
+        self.epochs, self.sample = self.epochs[rows], self.sample[rows]
 
 
 @dataclass(slots=True)
@@ -114,6 +126,7 @@ class Scheduler:
         self._eos_token_ids = frozenset(eos_token_ids)
         self._num_drafts = num_draft_tokens
         self._no_drafts = np.zeros(config.max_num_seqs, np.int32)
+        self._ones = np.ones(config.max_num_seqs, np.int64)
         self._gates = prompt_gates(config)
         self._costs = costs
         self._committed = 0.0  # StepCosts.clock
@@ -246,10 +259,16 @@ class Scheduler:
         epoch = self.slots.leave(slot)
         request.slot = 0
         request.num_in_flight = 0
-        for flight in self._in_flight:
-            row = (flight.slots == np.array(slot)).nonzero()[0]
-            if len(row):
-                request.num_in_flight += int(flight.epochs[row[0]] == epoch)
+        # one that ends by what it has just drawn has drawn in all steps before: all it waits for
+        # are the tokens that are not known yet
+        if request.finish_reason not in ("stop", "length") or (
+            self.slots.total.item(slot) > self.slots.known.item(slot)
+        ):
+            for flight in self._in_flight:
+                row = (flight.slots == np.array(slot)).nonzero()[0]
+                if len(row) and flight.epochs[row[0]] == epoch:
+                    request.num_in_flight += 1
+                    flight.has_departed = True
         if request.num_in_flight:
             self._departed[slot, epoch] = request
         self.kv.release(slot)
@@ -308,10 +327,10 @@ class Scheduler:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Slots, starts and token counts of the rows with one known token to do, drafts added."""
         slots = self.slots
-        counts = np.ones(len(decodes), np.int64)
+        counts = self._ones[: len(decodes)]
         if self._num_drafts:
             room = slots.limit[decodes] - 1 - slots.total[decodes]
-            counts += np.where(slots.has_drafts[decodes], np.minimum(room, self._num_drafts), 0)
+            counts = counts + np.where(slots.has_drafts[decodes], np.minimum(room, self._num_drafts), 0)
             most = int(np.searchsorted(counts.cumsum(), self.max_tokens, side="right"))
         else:
             most = self.max_tokens
@@ -468,20 +487,20 @@ class Scheduler:
         num_rows = n + len(rows.slots)
         if not num_rows:
             return None
+        columns = np.empty((3, num_rows), np.int64)
+        if n:
+            columns[0, :n], columns[1, :n], columns[2, :n] = decodes, starts, counts
         if rows.slots:
-            more = np.array((rows.slots, rows.starts, rows.counts), np.int64)
-            if n:
-                more = np.concatenate(((decodes, starts, counts), more), axis=1)
-            decodes, starts, counts = more
+            columns[:, n:] = rows.slots, rows.starts, rows.counts
         drafts = self._no_drafts[:num_rows]
         if self._num_drafts:
-            drafts = counts.astype(np.int32) - 1
+            drafts = columns[2].astype(np.int32) - 1
             drafts[n:] = 0
         if self._num_drafts or 1 in rows.counts:
-            order = np.argsort(counts > _ONE, kind="stable")
-            decodes, starts, counts, drafts = (
-                column[order] for column in (decodes, starts, counts, drafts)
-            )
+            order = np.argsort(columns[2] > _ONE, kind="stable")
+            columns, drafts = columns[:, order], drafts[order]
+        decodes, starts, counts = columns[0], columns[1], columns[2]
+        narrow = columns.astype(np.int32)
         ends = starts + counts
         total = slots.total[decodes]
         sample = ends >= total
@@ -490,13 +509,13 @@ class Scheduler:
         scores = None
         if slots.num_scoring:
             scores = slots.scores[decodes] & (starts + 1 < slots.num_prompt[decodes])
-        blocks = self._new_blocks or [_NO_BLOCKS]
+        blocks = self._new_blocks or [NO_ROWS]
         self.counters.num_steps += 1
         plan = SchedulerOutput(
             step=self.counters.num_steps,
-            slots=decodes.astype(np.int32),
-            num_computed=starts.astype(np.int32),
-            num_scheduled=counts.astype(np.int32),
+            slots=narrow[0],
+            num_computed=narrow[1],
+            num_scheduled=narrow[2],
             num_drafts=drafts,
             sample=sample,
             new_blocks=np.concatenate(blocks) if len(blocks) > 1 else blocks[0],
@@ -507,14 +526,15 @@ class Scheduler:
         self._new_blocks, self._released = [], []
         self._in_flight.append(
             _InFlight(
-                plan, decodes, starts, ends, slots.epoch[decodes], rows.hashes, n, rows.weight,
-                self._costs.clock() if self._costs is not None else 0.0,
+                plan, decodes, starts, ends, slots.epoch[decodes], sample, rows.hashes, n,
+                rows.weight, self._costs.clock() if self._costs is not None else 0.0,
             )
         )  # fmt: skip
         self.counters.num_tokens_computed += (
             int(counts.sum()) if self._num_drafts else n + sum(rows.counts)
         )
-        self.counters.max_in_flight = max(self.counters.max_in_flight, len(self._in_flight))
+        if len(self._in_flight) > self.counters.max_in_flight:
+            self.counters.max_in_flight = len(self._in_flight)
         return plan
 
     # -- results
@@ -526,23 +546,27 @@ class Scheduler:
         if self._costs is not None:
             began, self._committed = max(flight.planned, self._committed), self._costs.clock()
             self._costs.observe(flight.num_decodes, flight.weight, self._committed - began)
-        slots = self.slots
-        live = slots.epoch[flight.slots] == flight.epochs
-        rows = live.nonzero()[0]
-        if len(rows) < len(live):
+        live: np.ndarray | None = None  # None: every row
+        token_ids, num_tokens = output.token_ids, output.num_tokens
+        if flight.has_departed:
+            live = self.slots.epoch[flight.slots] == flight.epochs
             for i in (~live).nonzero()[0].tolist():
                 self._commit_departed(flight, output, i)
-        if output.invalid is not None and output.invalid.any():
+        if output.invalid is not None and np.count_nonzero(output.invalid):
             failed = output.invalid.astype(np.bool_)
+            if live is None:
+                live = np.ones(len(failed), np.bool_)
             for i in (failed & live).nonzero()[0].tolist():
                 self._fail(self._request_in(int(flight.slots[i])), int(output.invalid[i]))
             live &= ~failed
+        if live is not None:
             rows = live.nonzero()[0]
-        finished = self._commit_tokens(flight, output, rows)
+            flight.keep(rows)
+            token_ids, num_tokens = token_ids[rows], num_tokens[rows]
+        finished = self._commit_tokens(flight, token_ids, num_tokens)
         if output.logprobs or output.prompt_logprobs:
-            self._commit_logprobs(flight, output, live)
-        if len(rows):
-            self._commit_blocks(flight, rows)
+            self._commit_logprobs(plan, output, live)
+        self._commit_blocks(flight)
         for request, reason, stop_reason in finished:
             self._finish(request, reason, stop_reason)
 
@@ -552,26 +576,25 @@ class Scheduler:
         return request
 
     def _commit_tokens(
-        self, flight: _InFlight, output: ModelRunnerOutput, rows: np.ndarray
+        self, flight: _InFlight, token_ids: np.ndarray, num_tokens: np.ndarray
     ) -> list[tuple[Request, FinishReason, int | None]]:
-        """Appends what the live `rows` drew; returns who is done. Sets `ends` back for drafts."""
-        slots, ends = self.slots, flight.ends
+        """Appends what the flight's rows drew; returns who is done. Sets `ends` back for drafts."""
+        slots, ends, row_slots = self.slots, flight.ends, flight.slots
         finished: list[tuple[Request, FinishReason, int | None]] = []
-        sampled = flight.plan.sample[rows]
-        if np.count_nonzero(sampled) < len(rows):
-            scored = rows[~sampled]
-            for i in scored[ends[scored] >= slots.limit[flight.slots[scored]] - _ONE].tolist():
-                finished.append((self._request_in(int(flight.slots[i])), "length", None))
-            rows = rows[sampled]
-        row_slots = flight.slots[rows]
-        drawn, drawn_slots = rows, row_slots
-        for column in range(output.token_ids.shape[1]):
+        if np.count_nonzero(flight.sample) < len(row_slots):
+            scored, rows = (~flight.sample).nonzero()[0], flight.sample.nonzero()[0]
+            for i in scored[ends[scored] >= slots.limit[row_slots[scored]] - _ONE].tolist():
+                finished.append((self._request_in(int(row_slots[i])), "length", None))
+            row_slots, token_ids, num_tokens = row_slots[rows], token_ids[rows], num_tokens[rows]
+        drawn_slots = row_slots
+        for column in range(token_ids.shape[1]):
             if column:
-                drawn = drawn[output.num_tokens[drawn] > column]
-                drawn_slots = flight.slots[drawn]
-            if not len(drawn):
+                more = (num_tokens > column).nonzero()[0]
+                drawn_slots, token_ids = drawn_slots[more], token_ids[more]
+                num_tokens = num_tokens[more]
+            if not len(drawn_slots):
                 break
-            tokens = output.token_ids[:, column][drawn]
+            tokens = token_ids[:, column].copy()
             known = slots.append(drawn_slots, tokens)
             self._outbox.tokens(slots.client[drawn_slots], slots.wire_id[drawn_slots], tokens)
             closer = known >= slots.limit[drawn_slots]
@@ -584,10 +607,11 @@ class Scheduler:
                     stopped.append(i)
                     finished.append((request, *end))
             if stopped and self._num_drafts:
-                drawn = np.delete(drawn, stopped)
+                num_tokens = num_tokens.copy()
+                num_tokens[stopped] = 0
         if self._num_drafts:
             known = slots.known[row_slots]
-            ends[rows] = known - _ONE
+            ends[flight.sample] = known - _ONE
             slots.computed[row_slots] = known - _ONE
             slots.total[row_slots] = known
             slots.has_drafts[row_slots] = True
@@ -608,24 +632,20 @@ class Scheduler:
         return ("length", None) if num_tokens >= request.max_total_tokens else None
 
     def _commit_logprobs(
-        self, flight: _InFlight, output: ModelRunnerOutput, live: np.ndarray
+        self, plan: SchedulerOutput, output: ModelRunnerOutput, live: np.ndarray | None
     ) -> None:
-        slots, plan = self.slots, flight.plan
-        rows = np.fromiter(output.logprobs, np.int64, len(output.logprobs))
-        news = list(output.logprobs.values())
-        kept = live[rows]
-        if np.count_nonzero(kept) < len(rows):
-            news = [news[k] for k in kept.nonzero()[0].tolist()]
-            rows = rows[kept]
-        row_slots = flight.slots[rows]
-        if self._num_drafts:  # a stop may have cut the row
-            firsts = plan.num_computed[rows] + plan.num_scheduled[rows] - plan.num_drafts[rows]
-            counts = (slots.known[row_slots] - firsts).tolist()
-            news = [cut(columns, 0, n) for columns, n in zip(news, counts, strict=True)]
-        clients, ids = slots.client[row_slots].tolist(), slots.wire_id[row_slots].tolist()
-        self._outbox.logprobs(zip(clients, ids, news, strict=True))
+        news: list[tuple[int, int, LogprobColumns]] = []
+        for i, columns in output.logprobs.items():
+            if live is None or live[i]:
+                slot = plan.slots.item(i)
+                request = self._request_in(slot)
+                if self._num_drafts:  # a stop may have cut the row
+                    first = plan.num_computed[i] + plan.num_scheduled[i] - plan.num_drafts[i]
+                    columns = cut(columns, 0, int(self.slots.known[slot] - first))
+                news.append((request.client, request.wire_id, columns))
+        self._outbox.logprobs(news)
         for i in output.prompt_logprobs:
-            if live[i]:
+            if live is None or live[i]:
                 slot = int(plan.slots[i])
                 request = self._request_in(slot)
                 self._take_prompt_logprobs(request, plan, i, output)
@@ -645,10 +665,10 @@ class Scheduler:
             self._outbox.prompt_logprobs(request.client, request.wire_id, new)
             request.prompt_logprobs_done = start + columns.n
 
-    def _commit_blocks(self, flight: _InFlight, rows: np.ndarray) -> None:
+    def _commit_blocks(self, flight: _InFlight) -> None:
         """Rows that filled a block: their tokens are kept, the block becomes findable."""
         size = self.kv.block_size
-        starts, ends = flight.starts[rows], flight.ends[rows]
+        starts, ends = flight.starts, flight.ends
         filled = (ends % self._block_size < ends - starts).nonzero()[0]
         if not len(filled):
             return
@@ -657,7 +677,7 @@ class Scheduler:
         stops: list[int] = []
         requests, recent, width = self.slots.requests, self.slots.recent, 4 * size
         for slot, start, end in zip(
-            flight.slots[rows[filled]].tolist(),
+            flight.slots[filled].tolist(),
             starts[filled].tolist(),
             ends[filled].tolist(),
             strict=True,
