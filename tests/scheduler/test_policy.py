@@ -70,7 +70,7 @@ def test_queue_against_a_sorted_list() -> None:
         assert queue.num_prompt_tokens == sum(r.num_prompt_tokens for r in model)
         others = [r for r in model if r.tenant != 1]
         assert queue.first(but=1) is min(others, key=lambda r: r.order, default=None)
-        held = sum(map(len, queue._heaps.values()))
+        held = sum(map(len, queue._queues.values()))
         assert held <= 2 * len(model) + 130, "the dead are not cleared away"
     assert popped > 500
     assert {r.order for r in queue} == {r.order for r in model}

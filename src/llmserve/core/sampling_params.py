@@ -169,10 +169,11 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
         if self.reasoning_budget is not None:
             for ending in self.reasoning_budget.endings:
                 _check_ids("thinking_token_budget", ending, logits_width)
-        num_bad = sum(map(len, self.bad_words_token_ids))
-        if num_bad > MAX_BAD_WORD_TOKENS:
-            limit = f"at most {MAX_BAD_WORD_TOKENS} tokens in all"
-            raise _range_error("bad_words", num_bad, limit, _TOO_LONG)
+        if self.bad_words_token_ids:
+            num_bad = sum(map(len, self.bad_words_token_ids))
+            if num_bad > MAX_BAD_WORD_TOKENS:
+                limit = f"at most {MAX_BAD_WORD_TOKENS} tokens in all"
+                raise _range_error("bad_words", num_bad, limit, _TOO_LONG)
 
     @property
     def greedy(self) -> bool:

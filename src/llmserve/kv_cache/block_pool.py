@@ -66,16 +66,20 @@ class BlockPool:
 
     def _evict(self, n: int) -> np.ndarray:
         """The `n` longest released cached blocks; they are no longer findable."""
-        found: list[np.ndarray] = []
-        missing = n
-        while missing:
-            stop = min(self._head + missing, self._tail)
-            blocks = self._queue[self._head : stop]
-            blocks = blocks[self._place[blocks] == self._places[self._head : stop]]
-            self._head = stop
-            missing -= len(blocks)
-            found.append(blocks)
-        evicted = found[0] if len(found) == 1 else np.concatenate(found)
+        if self._tail - self._head > self.num_cached_free:  # some were taken back
+            found: list[np.ndarray] = []
+            missing = n
+            while missing:
+                stop = min(self._head + missing, self._tail)
+                blocks = self._queue[self._head : stop]
+                blocks = blocks[self._place[blocks] == self._places[self._head : stop]]
+                self._head = stop
+                missing -= len(blocks)
+                found.append(blocks)
+            evicted = np.concatenate(found)
+        else:
+            evicted = self._queue[self._head : self._head + n].copy()
+            self._head += n
         self.num_cached_free -= n
         self._unfind(evicted)
         return evicted

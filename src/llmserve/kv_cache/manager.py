@@ -53,7 +53,8 @@ class _Family:
     def __init__(self, kinds: list[_Kind], num_slots: int, max_model_len: int) -> None:
         self.kinds = kinds
         self.windows = [kind for kind in kinds if kind.reach is not None]
-        self.groups = np.array([group for kind in kinds for group in kind.groups])
+        self.group_ids = [group for kind in kinds for group in kind.groups]
+        self.groups = np.array(self.group_ids)
         self.block_size, self.size = kinds[0].block_size, kinds[0].size
         width = -(-max_model_len // self.block_size)
         self.width = np.array(width)
@@ -247,7 +248,7 @@ class KVCacheManager:
         for family in self.families:
             count = family.covered.item(slot) // family.block_size
             rows = family.table[slot, :count].T.tolist()
-            for group, row in zip(family.groups.tolist(), rows, strict=True):
+            for group, row in zip(family.group_ids, rows, strict=True):
                 tables[group] = row
         return tables
 

@@ -62,9 +62,11 @@ class Outbox:
                 out = outputs.get(client)
                 if out is None:
                     out = outputs[client] = EngineOutputs()
-                mine = clients == client if several else slice(None)
-                out.ids = ids[mine].tobytes()
-                out.tokens = tokens[mine].tobytes()
+                if not several:
+                    out.ids, out.tokens = ids.tobytes(), tokens.tobytes()
+                    continue
+                mine = clients == client
+                out.ids, out.tokens = ids[mine].tobytes(), tokens[mine].tobytes()
         return outputs
 
 

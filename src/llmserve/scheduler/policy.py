@@ -2,8 +2,8 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """Who goes first, and how much of a request goes into a step."""
 
-import heapq
-from collections import Counter
+from bisect import insort
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
@@ -73,11 +73,13 @@ def prompt_gates(config: SchedulerConfig) -> tuple[Gate, ...]:
 
 
 class WaitingQueue:
-    """A heap of requests by `order` for each tenant. One that finished meanwhile is skipped when it
-    comes up."""
+    """Requests by `order` for each tenant. One that finished meanwhile is skipped when it comes up.
+
+    Nearly all come last and all go first, which in a sorted deque does not depend on its length.
+    """
 
     def __init__(self) -> None:
-        self._heaps: dict[int, list[tuple[tuple[int, ...], Request]]] = {}
+        self._queues: defaultdict[int, deque[tuple[tuple[int, ...], Request]]] = defaultdict(deque)
         self._num_waiting = 0
         self._num_finished = 0
         self.num_prompt_tokens = 0
@@ -86,12 +88,16 @@ class WaitingQueue:
         return self._num_waiting
 
     def __iter__(self) -> Iterator[Request]:
-        items = chain.from_iterable(self._heaps.values())
+        items = chain.from_iterable(self._queues.values())
         return (request for _, request in items if request.finish_reason is None)
 
     def push(self, request: Request) -> None:
         """Adds a request; its `order` is unique."""
-        heapq.heappush(self._heaps.setdefault(request.tenant, []), (request.order, request))
+        queue, item = self._queues[request.tenant], (request.order, request)
+        if queue and item < queue[-1]:
+            insort(queue, item)
+        else:
+            queue.append(item)
         self._num_waiting += 1
         self.num_prompt_tokens += request.num_prompt_tokens
 
@@ -103,19 +109,19 @@ class WaitingQueue:
     def first(self, but: int | None = None) -> Request | None:
         """The request that goes next, still in the queue; none of the tenant `but`."""
         best: tuple[tuple[int, ...], Request] | None = None
-        for tenant, heap in list(self._heaps.items()):
-            while heap and heap[0][1].finish_reason is not None:
-                heapq.heappop(heap)
+        for tenant, queue in list(self._queues.items()):
+            while queue and queue[0][1].finish_reason is not None:
+                queue.popleft()
                 self._num_finished -= 1
-            if not heap:
-                del self._heaps[tenant]
-            elif tenant != but and (best is None or heap[0] < best):
-                best = heap[0]
+            if not queue:
+                del self._queues[tenant]
+            elif tenant != but and (best is None or queue[0] < best):
+                best = queue[0]
         return None if best is None else best[1]
 
     def pop(self, request: Request) -> Request:
         """Removes what `first` has just returned."""
-        heapq.heappop(self._heaps[request.tenant])
+        self._queues[request.tenant].popleft()
         self._left(request)
         return request
 
@@ -124,7 +130,8 @@ class WaitingQueue:
         self._left(request)
         self._num_finished += 1
         if self._num_finished > 64 + self._num_waiting:
-            waiting, self._heaps = list(self), {}
+            waiting = list(self)
+            self._queues.clear()
             self._num_waiting = self._num_finished = self.num_prompt_tokens = 0
             self.push_all(waiting)
 

@@ -74,7 +74,8 @@ class Slots:
         self.num_scoring += scores
         at = bisect_left(self._orders, request.order)
         n = len(self._orders)
-        self._running[at + 1 : n + 1] = self._running[at:n]
+        if at < n:
+            self._running[at + 1 : n + 1] = self._running[at:n]
         self._running[at] = slot
         self._orders.insert(at, request.order)
         return slot
@@ -84,11 +85,12 @@ class Slots:
         request = self.requests[slot]
         assert request is not None
         self.scored(slot)
-        n = len(self._orders)
         at = bisect_left(self._orders, request.order)
         assert self._running[at] == slot
-        self._running[at : n - 1] = self._running[at + 1 : n]
         del self._orders[at]
+        n = len(self._orders)
+        if at < n:
+            self._running[at:n] = self._running[at + 1 : n + 1]
         self.requests[slot] = None
         self.free.append(slot)
         epoch = int(self.epoch[slot])
