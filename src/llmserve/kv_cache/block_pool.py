@@ -12,9 +12,9 @@ class BlockPool:
 
     A block is held (`ref` > 0), free and cached (findable until it is given out again), or free and
     empty. Empty ones are given out first, then cached ones, longest released first.
-    The free list of cached blocks is a queue, and each of them knows its place in it; one that is
-    taken back by a hit forgets it, so its old entry is skipped when it comes up. Block 0 is never
-    free. A name (of a prefix) is looked up once for all KV groups: `index` gives its row of
+    The free list of cached blocks is a queue in a ring, and each of them knows its place in it; one
+    that is taken back by a hit forgets it, so its old entry is skipped when it comes up. Block 0 is
+    never free. A name (of a prefix) is looked up once for all KV groups: `index` gives its row of
     `_table`, a block for each group, 0 where there is none. A row without blocks is given back.
     All arrays of blocks are int64: numpy indexes several times faster with them than with int32.
     """
@@ -39,7 +39,7 @@ class BlockPool:
         self.num_empty = num_blocks - 1
         self._place = np.zeros(num_blocks, np.int64)  # of a block in the queue; _NOWHERE
         self._queue = np.zeros(2 * num_blocks, np.int64)
-        self._places = np.arange(2 * num_blocks)
+        self._places = np.tile(np.arange(2 * num_blocks), 2)  # so that a slice of it goes round
         self._head = self._tail = 0
         self.num_cached_free = 0
         self._scratch = np.zeros(num_blocks, np.int64)
@@ -71,18 +71,29 @@ class BlockPool:
             missing = n
             while missing:
                 stop = min(self._head + missing, self._tail)
-                blocks = self._queue[self._head : stop]
-                blocks = blocks[self._place[blocks] == self._places[self._head : stop]]
+                blocks = self._live(self._head, stop)
                 self._head = stop
                 missing -= len(blocks)
                 found.append(blocks)
             evicted = np.concatenate(found)
         else:
-            evicted = self._queue[self._head : self._head + n].copy()
+            evicted = self._queue[self._between(self._head, self._head + n)]
             self._head += n
         self.num_cached_free -= n
         self._unfind(evicted)
         return evicted
+
+    def _between(self, start: int, stop: int) -> np.ndarray:
+        """Places in the queue of the entries [start, stop), counted from its first ever."""
+        at = start % len(self._queue)
+        return self._places[at : at + stop - start]
+
+    def _live(self, start: int, stop: int) -> np.ndarray:
+        """Blocks of those entries that count."""
+        where = self._between(start, stop)
+        blocks = self._queue[where]
+        live: np.ndarray = blocks[self._place[blocks] == where]
+        return live
 
     def _unfind(self, blocks: np.ndarray) -> None:
         cells = self._cell_of[blocks]
@@ -139,25 +150,23 @@ class BlockPool:
             self._push_empty(blocks[~cached])
             kept = blocks[cached]
         if n:
-            if self._tail + n > len(self._queue):
-                self._compact()
-            start, self._tail = self._tail, self._tail + n
-            self._queue[start : self._tail] = kept
-            self._place[kept] = self._places[start : self._tail]
+            if self._tail + n > self._head + len(self._queue):  # too many count no more
+                live = self._live(self._head, self._tail)
+                self._head = self._tail = 0
+                self._append(live)
+            self._append(kept)
             self.num_cached_free += n
+
+    def _append(self, blocks: np.ndarray) -> None:
+        where = self._between(self._tail, self._tail + len(blocks))
+        self._tail += len(blocks)
+        self._queue[where] = blocks
+        self._place[blocks] = where
 
     def _push_empty(self, blocks: np.ndarray) -> None:
         stop = self.num_empty + len(blocks)
         self._empty[self.num_empty : stop] = blocks[::-1]
         self.num_empty = stop
-
-    def _compact(self) -> None:
-        """Drops the skipped entries; at least `num_blocks` pushes lie between two calls."""
-        blocks = self._queue[self._head : self._tail]
-        blocks = blocks[self._place[blocks] == self._places[self._head : self._tail]]
-        self._queue[: len(blocks)] = blocks
-        self._place[blocks] = self._places[: len(blocks)]
-        self._head, self._tail = 0, len(blocks)
 
     def insert(self, names: list[bytes], groups: np.ndarray, blocks: np.ndarray) -> None:
         """Makes held blocks findable. Whoever came first with the same content stays.
@@ -217,8 +226,7 @@ class BlockPool:
         wrong = np.flatnonzero(self.ref != expected)
         assert wrong.size == 0, f"blocks {wrong[:8]}: counted {expected[wrong[:8]]} references"
         empty = self._empty[: self.num_empty]
-        queue = self._queue[self._head : self._tail]
-        queue = queue[self._place[queue] == self._places[self._head : self._tail]]
+        queue = self._live(self._head, self._tail)
         assert len(queue) == self.num_cached_free
         free = np.sort(np.concatenate((empty, queue)))
         assert np.array_equal(free, np.flatnonzero(self.ref == 0)), "a block is lost or free twice"
