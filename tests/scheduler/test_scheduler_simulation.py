@@ -12,7 +12,6 @@ from llmserve.kv_cache import manager, prefix_hash
 from llmserve.kv_cache.block_pool import BlockPool
 from llmserve.kv_cache.manager import KVCacheManager
 from llmserve.scheduler.scheduler import Scheduler
-from llmserve.scheduler.slots import Slots
 from tests.helpers.simulation import World, num_events, simulate
 
 
@@ -70,15 +69,16 @@ def _free_while_shared(patch: Patch) -> None:
     patch.setattr(BlockPool, "release", release)
 
 
-def _no_epochs(patch: Patch) -> None:
-    leave = Slots.leave
+def _departed_forgotten(patch: Patch) -> None:
+    leave = Scheduler._leave
 
-    def left(self: Slots, slot: int) -> int:
-        epoch = leave(self, slot)
-        self.epoch[slot] = epoch
-        return epoch
+    def left(self: Scheduler, request: Any) -> None:
+        leave(self, request)
+        request.num_in_flight = 0
+        for flight in self._in_flight:
+            flight.departed.clear()
 
-    patch.setattr(Slots, "leave", left)
+    patch.setattr(Scheduler, "_leave", left)
 
 
 def _window_one_short(patch: Patch) -> None:
@@ -186,8 +186,8 @@ _NAN = World(nan_rate=0.05, room=8.0, num_contents=1)
 @pytest.mark.parametrize(
     "plant",
     [
-        _insert_when_planned, _free_while_shared, _no_epochs, _window_one_short, _salt_forgotten,
-        _parent_forgotten, _resumed_in_flight, _nan_cached, _blocks_kept, _new_block_untold,
+        _insert_when_planned, _free_while_shared, _departed_forgotten, _window_one_short,
+        _salt_forgotten, _parent_forgotten, _resumed_in_flight, _nan_cached, _blocks_kept, _new_block_untold,
         _drafts_kept, _hit_includes_last_token, _min_tokens_ignored,
     ],
 )  # fmt: skip

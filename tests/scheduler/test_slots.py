@@ -57,6 +57,6 @@ def test_tokens_and_order_survive() -> None:
             slots.flush(slot, int(slots.known[slot]))
             assert request.token_ids.tolist() == tokens[slot]
             flushed_rest += 1
-            epoch = slots.leave(slot)
-            assert slots.epoch[slot] == epoch + 1 and slot in slots.free
+            slots.leave(slot)
+            assert slot in slots.free
     assert flushed_blocks > 50 and flushed_rest > 50

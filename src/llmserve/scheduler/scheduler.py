@@ -4,7 +4,7 @@
 
 import heapq
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 import msgspec
@@ -51,18 +51,17 @@ class _InFlight:
     slots: np.ndarray  # int64 [num_rows]
     starts: np.ndarray  # int64 [num_rows]
     ends: np.ndarray  # int64 [num_rows]: computed tokens once the step is done
-    epochs: np.ndarray  # int64 [num_rows]
     sample: np.ndarray  # bool [num_rows]
     hashes: set[bytes]  # prefixes that the step computes
     num_decodes: int
     weight: float  # of the prompts, where costs are kept
     planned: float  # StepCosts.clock
-    has_departed: bool = False  # a row's request has left its slot
+    departed: dict[int, Request] = field(default_factory=dict)  # by row: have left their slots
 
     def keep(self, rows: np.ndarray) -> None:
         """Drops the rows that are not in `rows`, int64, from the columns."""
         self.slots, self.starts, self.ends = self.slots[rows], self.starts[rows], self.ends[rows]
-        self.epochs, self.sample = self.epochs[rows], self.sample[rows]
+        self.sample = self.sample[rows]
 
 
 @dataclass(slots=True)
@@ -135,7 +134,6 @@ class Scheduler:
         )
         self._outbox = Outbox()
         self._in_flight: deque[_InFlight] = deque()
-        self._departed: dict[tuple[int, int], Request] = {}  # by (slot, epoch), results in flight
         self._released: list[int] = []
         self._new_blocks: list[np.ndarray] = []
         # how many reasons there are to look closer when a token is drawn, by token id
@@ -254,9 +252,9 @@ class Scheduler:
             request.told_start = True
 
     def _leave(self, request: Request) -> None:
-        """Takes slot and blocks from a request; results in flight will find it in `_departed`."""
+        """Takes slot and blocks from a request; results in flight find it in `departed`."""
         slot = request.slot
-        epoch = self.slots.leave(slot)
+        self.slots.leave(slot)
         request.slot = 0
         request.num_in_flight = 0
         # one that ends by what it has just drawn has drawn in all steps before: all it waits for
@@ -265,12 +263,10 @@ class Scheduler:
             self.slots.total.item(slot) > self.slots.known.item(slot)
         ):
             for flight in self._in_flight:
-                row = (flight.slots == np.array(slot)).nonzero()[0]
-                if len(row) and flight.epochs[row[0]] == epoch:
-                    request.num_in_flight += 1
-                    flight.has_departed = True
-        if request.num_in_flight:
-            self._departed[slot, epoch] = request
+                for row in (flight.slots == np.array(slot)).nonzero()[0].tolist():
+                    if row not in flight.departed:  # else it was of who had the slot before
+                        flight.departed[row] = request
+                        request.num_in_flight += 1
         self.kv.release(slot)
         self._admission.turns.left(request.tenant)
         self._released.append(slot)
@@ -487,11 +483,13 @@ class Scheduler:
         num_rows = n + len(rows.slots)
         if not num_rows:
             return None
-        columns = np.empty((3, num_rows), np.int64)
         if n:
+            columns = np.empty((3, num_rows), np.int64)
             columns[0, :n], columns[1, :n], columns[2, :n] = decodes, starts, counts
-        if rows.slots:
-            columns[:, n:] = rows.slots, rows.starts, rows.counts
+            if rows.slots:
+                columns[:, n:] = rows.slots, rows.starts, rows.counts
+        else:
+            columns = np.array((rows.slots, rows.starts, rows.counts))
         drafts = self._no_drafts[:num_rows]
         if self._num_drafts:
             drafts = columns[2].astype(np.int32) - 1
@@ -526,8 +524,8 @@ class Scheduler:
         self._new_blocks, self._released = [], []
         self._in_flight.append(
             _InFlight(
-                plan, decodes, starts, ends, slots.epoch[decodes], sample, rows.hashes, n,
-                rows.weight, self._costs.clock() if self._costs is not None else 0.0,
+                plan, decodes, starts, ends, sample, rows.hashes, n, rows.weight,
+                self._costs.clock() if self._costs is not None else 0.0,
             )
         )  # fmt: skip
         self.counters.num_tokens_computed += (
@@ -548,10 +546,11 @@ class Scheduler:
             self._costs.observe(flight.num_decodes, flight.weight, self._committed - began)
         live: np.ndarray | None = None  # None: every row
         token_ids, num_tokens = output.token_ids, output.num_tokens
-        if flight.has_departed:
-            live = self.slots.epoch[flight.slots] == flight.epochs
-            for i in (~live).nonzero()[0].tolist():
-                self._commit_departed(flight, output, i)
+        if flight.departed:
+            live = np.ones(len(flight.slots), np.bool_)
+            live[list(flight.departed)] = False
+            for i, request in flight.departed.items():
+                self._commit_departed(request, plan, output, i)
         if output.invalid is not None and np.count_nonzero(output.invalid):
             failed = output.invalid.astype(np.bool_)
             if live is None:
@@ -594,15 +593,14 @@ class Scheduler:
                 num_tokens = num_tokens[more]
             if not len(drawn_slots):
                 break
-            tokens = token_ids[:, column].copy()
+            tokens = token_ids[:, column]
             known = slots.append(drawn_slots, tokens)
             self._outbox.tokens(slots.client[drawn_slots], slots.wire_id[drawn_slots], tokens)
-            closer = known >= slots.limit[drawn_slots]
-            closer |= self._stops[tokens.astype(np.int64)]
+            closer = (known >= slots.limit[drawn_slots]) | self._stops[tokens.astype(np.int64)]
             stopped: list[int] = []
             for i in closer.nonzero()[0].tolist():
-                request = self._request_in(int(drawn_slots[i]))
-                end = self._end_of(request, int(tokens[i]), int(known[i]))
+                request = self._request_in(drawn_slots.item(i))
+                end = self._end_of(request, tokens.item(i), known.item(i))
                 if end is not None:
                     stopped.append(i)
                     finished.append((request, *end))
@@ -713,14 +711,11 @@ class Scheduler:
             self.counters.num_corrupted += 1
         self._finish(request, "error", error=error)
 
-    def _commit_departed(self, flight: _InFlight, output: ModelRunnerOutput, i: int) -> None:
+    def _commit_departed(
+        self, request: Request, plan: SchedulerOutput, output: ModelRunnerOutput, i: int
+    ) -> None:
         """The result of a row whose request has left its slot: kept if it was preempted."""
-        plan = flight.plan
-        name = int(plan.slots[i]), int(flight.epochs[i])
-        request = self._departed[name]
         request.num_in_flight -= 1
-        if not request.num_in_flight:
-            del self._departed[name]
         if request.finish_reason in ("stop", "length"):
             self.counters.num_wasted_tokens += int(output.num_tokens[i])
             return
@@ -795,10 +790,12 @@ class Scheduler:
         slots.check_integrity()
         self.kv.check_integrity(slots.running.tolist())
         stops[[token for token in self._eos_token_ids if token < len(stops)]] = 1
+        departed: Counter[Request] = Counter()
         for flight in self._in_flight:
-            for slot, epoch in zip(flight.plan.slots.tolist(), flight.epochs.tolist(), strict=True):
-                if slots.epoch[slot] != epoch:
-                    assert (slot, epoch) in self._departed
+            departed.update(flight.departed.values())
+            there = [i for i in range(len(flight.slots)) if i not in flight.departed]
+            assert all(slots.requests[slot] for slot in flight.slots[there].tolist())
+        assert all(not r.slot and r.num_in_flight == n for r, n in departed.items())
         waiting = list(self.waiting)
         assert len(waiting) == len(self.waiting)
         assert sum(r.num_prompt_tokens for r in waiting) == self.waiting.num_prompt_tokens
@@ -812,5 +809,4 @@ class Scheduler:
         assert not any(r.slot for r in waiting + [self.requests[key] for key in self.held])
         assert len(waiting) + len(running) + len(self.held) == len(self.requests)
         if not self._in_flight:
-            assert not self._departed
             assert self.requests or self.kv.pool.num_available == self.kv.pool.num_blocks - 1
