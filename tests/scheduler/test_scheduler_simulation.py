@@ -187,8 +187,8 @@ _NAN = World(nan_rate=0.05, room=8.0, num_contents=1)
     "plant",
     [
         _insert_when_planned, _free_while_shared, _departed_forgotten, _window_one_short,
-        _salt_forgotten, _parent_forgotten, _resumed_in_flight, _nan_cached, _blocks_kept, _new_block_untold,
-        _drafts_kept, _hit_includes_last_token, _min_tokens_ignored,
+        _salt_forgotten, _parent_forgotten, _resumed_in_flight, _nan_cached, _blocks_kept,
+        _new_block_untold, _drafts_kept, _hit_includes_last_token, _min_tokens_ignored,
     ],
 )  # fmt: skip
 def test_planted_bugs_are_found(plant: Callable[[Patch], None], monkeypatch: Patch) -> None:

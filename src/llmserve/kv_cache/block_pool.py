@@ -75,7 +75,7 @@ class BlockPool:
                 self._head = stop
                 missing -= len(blocks)
                 found.append(blocks)
-            evicted = np.concatenate(found)
+            evicted: np.ndarray = np.concatenate(found)
         else:
             evicted = self._queue[self._between(self._head, self._head + n)]
             self._head += n
@@ -86,7 +86,8 @@ class BlockPool:
     def _between(self, start: int, stop: int) -> np.ndarray:
         """Places in the queue of the entries [start, stop), counted from its first ever."""
         at = start % len(self._queue)
-        return self._places[at : at + stop - start]
+        places: np.ndarray = self._places[at : at + stop - start]
+        return places
 
     def _live(self, start: int, stop: int) -> np.ndarray:
         """Blocks of those entries that count."""

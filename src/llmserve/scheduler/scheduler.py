@@ -326,7 +326,9 @@ class Scheduler:
         counts = self._ones[: len(decodes)]
         if self._num_drafts:
             room = slots.limit[decodes] - 1 - slots.total[decodes]
-            counts = counts + np.where(slots.has_drafts[decodes], np.minimum(room, self._num_drafts), 0)
+            counts = counts + np.where(
+                slots.has_drafts[decodes], np.minimum(room, self._num_drafts), 0
+            )
             most = int(np.searchsorted(counts.cumsum(), self.max_tokens, side="right"))
         else:
             most = self.max_tokens

@@ -42,7 +42,7 @@ class Slots:
         self._width = 2 * block_size
         self._recent = np.zeros((n, self._width), np.int32)
         self._flat = self._recent.reshape(-1)
-        self.recent = memoryview(self._flat).cast("B")  # two blocks of int32 a slot
+        self.recent = self._flat.data.cast("B")  # two blocks of int32 a slot
         self._modulus = np.array(self._width)
 
     @property
