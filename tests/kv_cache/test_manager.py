@@ -63,8 +63,8 @@ def _commit(kv: KVCacheManager, slot: int, request: Request, start: int, end: in
     size = kv.block_size
     hashes = extend_hashes(request, end // size, size)[start // size : end // size]
     if hashes and kv.enable_caching:
-        stops = range((start // size + 1) * size, end + 1, size)
-        kv.commit([slot] * len(hashes), hashes, list(stops))
+        granules = range(start // size + 1, end // size + 1)
+        kv.commit([slot] * len(hashes), hashes, list(granules))
 
 
 def _longest(kv: KVCacheManager, request: Request) -> int:
@@ -214,5 +214,5 @@ def test_a_decode_fills_blocks_of_every_group() -> None:
     other = _request([*range(24), 1])
     assert kv.lookup(other).num_tokens == 0
     kv.hashes_touched(request, 0, 24)
-    kv.commit([1], request.block_hashes[-1:], [24])
+    kv.commit([1], request.block_hashes[-1:], [24 // kv.block_size])
     assert kv.lookup(other).num_tokens == 24

@@ -47,8 +47,7 @@ def _commit(kv: KVCacheManager, slot: int, request: Any, start: int, end: int) -
     first, last = start // size, min(end, request.num_tokens) // size
     if last > first and kv.enable_caching:
         hashes = prefix_hash.extend_hashes(request, last, size)[first:last]
-        stops = range((first + 1) * size, (last + 1) * size, size)
-        kv.commit([slot] * (last - first), hashes, list(stops))
+        kv.commit([slot] * (last - first), hashes, list(range(first + 1, last + 1)))
 
 
 def _insert_when_planned(patch: Patch) -> None:

@@ -355,14 +355,11 @@ class KVCacheManager:
         if self.enable_caching:
             needed = np.minimum(needed, family.num_cached[slots])
         behind = needed - kind.first[slots]
-        late = (behind > _ZERO).nonzero()[0]
-        if not len(late):
-            return
-        behind = behind[late]
-        far = behind > _ONE
-        for i in late[far].tolist():
+        for i in (behind > _ONE).nonzero()[0].tolist():
             parts.append(self._trim(family, kind, int(slots[i]), int(starts[i])))
-        rows = slots[late[~far]]
+        rows = slots[(behind == _ONE).nonzero()[0]]
+        if not len(rows):
+            return
         index = kind.first[rows]
         place = rows * family.width + index
         self.pool.release_shared(family.by_place.take(place, axis=0)[:, kind.columns].T.ravel())
@@ -391,17 +388,19 @@ class KVCacheManager:
             blocks = blocks[blocks > 0]
         self.pool.release(blocks)
 
-    def commit(self, slots: list[int], hashes: list[bytes], ends: list[int]) -> None:
-        """Granules that slots have just filled, up to the positions `ends`, become findable.
+    def commit(self, slots: list[int], hashes: list[bytes], granules: list[int]) -> None:
+        """Granules that slots have just filled become findable.
 
-        Those of one slot are in order, none left out; `hashes` are their names.
+        `granules` number them from 1 on, those of one slot in order and none left out; `hashes` are
+        their names.
         """
-        all_slots, all_ends = np.array(slots), np.array(ends)
+        all_slots, all_full = np.array(slots), np.array(granules)
         for family in self.families:
-            rows, names, full = all_slots, hashes, all_ends // family.size
-            if family.block_size != self.block_size:
-                filled = (all_ends % family.size == _ZERO).nonzero()[0]
-                rows, full = rows[filled], full[filled]
+            rows, names, full = all_slots, hashes, all_full
+            ratio = family.block_size // self.block_size
+            if ratio > 1:
+                filled = (full % ratio == 0).nonzero()[0]
+                rows, full = rows[filled], full[filled] // ratio
                 names = [hashes[i] for i in filled.tolist()]
             family.num_cached[rows] = full
             # what a window has passed is 0

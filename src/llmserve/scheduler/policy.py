@@ -3,7 +3,7 @@
 """Who goes first, and how much of a request goes into a step."""
 
 from bisect import insort
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
@@ -32,7 +32,7 @@ class Turns:
     def __init__(self) -> None:
         self._now = 0
         self._next: dict[int, int] = {}
-        self._running: Counter[int] = Counter()
+        self._running: defaultdict[int, int] = defaultdict(int)
 
     def take(self, tenant: int, num_prompt_tokens: int, max_new_tokens: int) -> int:
         """The turn of the tenant's next request."""

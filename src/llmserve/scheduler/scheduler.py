@@ -674,7 +674,7 @@ class Scheduler:
             return
         owners: list[int] = []
         hashes: list[bytes] = []
-        stops: list[int] = []
+        granules: list[int] = []
         requests, recent, width = self.slots.requests, self.slots.recent, 4 * size
         for slot, start, end in zip(
             flight.slots[filled].tolist(),
@@ -684,24 +684,24 @@ class Scheduler:
         ):
             request = requests[slot]
             assert request is not None
-            known, before = request.block_hashes, end - size
+            known, before, last = request.block_hashes, end - size, end // size
             if before and len(known) * size == before == len(request.tokens) >> 2:  # decoded
-                at = (slot + slot + (end // size - 1 & 1)) * width
+                at = (slot + slot + (last - 1 & 1)) * width
                 block = recent[at : at + width]
                 request.tokens += block
                 name = block_hash(known[-1], block)
                 known.append(name)
                 hashes.append(name)
                 owners.append(slot)
-                stops.append(end)
+                granules.append(last)
                 continue
-            first, last = start // size, end // size
+            first = start // size
             self.slots.flush(slot, last * size)
             owners += [slot] * (last - first)
             hashes += extend_hashes(request, last, size)[first:last]
-            stops += range((first + 1) * size, (last + 1) * size, size)
+            granules += range(first + 1, last + 1)
         if self.kv.enable_caching:
-            self.kv.commit(owners, hashes, stops)
+            self.kv.commit(owners, hashes, granules)
 
     def _fail(self, request: Request, invalid: int) -> None:
         if request.slot:
