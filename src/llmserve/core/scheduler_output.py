@@ -8,7 +8,7 @@ padding and are never given to a request.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -56,8 +56,7 @@ class LateMask:
     release: Callable[[], None]
 
 
-@dataclass(slots=True)
-class SchedulerOutput:
+class SchedulerOutput(msgspec.Struct, array_like=True):
     """One step's plan. Rows with one token to do come first (decodes), then the longer ones.
 
     Row i runs positions [num_computed[i], num_computed[i] + num_scheduled[i]) of the request in
@@ -76,8 +75,8 @@ class SchedulerOutput:
     num_drafts: np.ndarray  # int32 [num_rows]
     sample: np.ndarray  # bool [num_rows]
     new_blocks: np.ndarray  # int32 [n, 4]
-    new_requests: list[NewRequest] = field(default_factory=list)
-    released: list[int] = field(default_factory=list)
+    new_requests: list[NewRequest] = []
+    released: list[int] = []
     prompt_logprobs: np.ndarray | None = None  # bool [num_rows]; None = no row
     mask: TokenMask | None = None  # set between `forward` and `sample`
 
@@ -92,8 +91,7 @@ class SchedulerOutput:
         return int(self.num_scheduled.sum())
 
 
-@dataclass(slots=True)
-class ModelRunnerOutput:
+class ModelRunnerOutput(msgspec.Struct, array_like=True):
     """What a step drew. Row order is the plan's.
 
     Row i drew `token_ids[i, :num_tokens[i]]`; 0 tokens where it did not sample. With speculation a
@@ -106,8 +104,8 @@ class ModelRunnerOutput:
     token_ids: np.ndarray  # int32 [num_rows, 1 + k]
     num_tokens: np.ndarray  # int32 [num_rows]
     invalid: np.ndarray | None = None  # bool or int8 [num_rows]; None = all fine
-    logprobs: dict[int, LogprobColumns] = field(default_factory=dict)
-    prompt_logprobs: dict[int, LogprobColumns] = field(default_factory=dict)
+    logprobs: dict[int, LogprobColumns] = {}
+    prompt_logprobs: dict[int, LogprobColumns] = {}
 
 
 def _enc_hook(value: Any) -> Any:

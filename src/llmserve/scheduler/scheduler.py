@@ -5,7 +5,6 @@
 import heapq
 import time
 from collections import Counter, deque
-from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
@@ -45,8 +44,7 @@ _ONE = np.array(1, np.int64)  # numpy is slower with a Python integer
 _MAX_PASSED = 64  # waiting requests that a step may pass over because another computes their block
 
 
-@dataclass(slots=True)
-class _InFlight:
+class _InFlight(msgspec.Struct):
     plan: SchedulerOutput
     slots: np.ndarray  # int64 [num_rows]
     starts: np.ndarray  # int64 [num_rows]
@@ -56,7 +54,7 @@ class _InFlight:
     num_decodes: int
     weight: float  # of the prompts, where costs are kept
     planned: float  # StepCosts.clock
-    departed: dict[int, Request] = field(default_factory=dict)  # by row: have left their slots
+    departed: dict[int, Request] = {}  # by row: have left their slots
 
     def keep(self, rows: np.ndarray) -> None:
         """Drops the rows that are not in `rows`, int64, from the columns."""
@@ -64,15 +62,14 @@ class _InFlight:
         self.sample = self.sample[rows]
 
 
-@dataclass(slots=True)
-class _Rows:
+class _Rows(msgspec.Struct):
     """Rows of the plan in the making that are not plain decodes."""
 
-    slots: list[int] = field(default_factory=list)
-    starts: list[int] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
-    hashes: set[bytes] = field(default_factory=set)
-    preempted: set[int] = field(default_factory=set)
+    slots: list[int] = []
+    starts: list[int] = []
+    counts: list[int] = []
+    hashes: set[bytes] = set()
+    preempted: set[int] = set()
     num_decodes: int = 0
     room: float | None = None  # weight that prompts may still have; None: not asked for yet
     weight: float = 0.0
