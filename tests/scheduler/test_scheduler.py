@@ -275,6 +275,21 @@ def test_a_window_that_was_passed_in_flight_is_still_found(depth: int) -> None:
     assert episode.counts["prefix_hits"] == 24
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_what_a_prompt_has_passed_is_free_once_it_is_computed(depth: int) -> None:
+    """Not only where its output needs a block."""
+    episode = _episode(model="window", depth=depth, room=4.0)
+    _send(episode, list(range(1, 30)), max_tokens=8)
+    pool = episode.scheduler.kv.pool
+    for _ in range(depth):
+        _plan(episode)
+        assert pool.num_blocks - 1 - pool.num_available == 3 * 8
+    _commit(episode)
+    # the query at 29 reads from 24 and from 19 on
+    assert pool.num_blocks - 1 - pool.num_available == 8 + 2 + 4
+    episode.drain()
+
+
 def test_reset_prefix_cache_only_while_nothing_runs() -> None:
     episode = _episode(depth=1)
     _send(episode, [1] * 20, max_tokens=2)

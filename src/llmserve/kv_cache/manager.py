@@ -119,6 +119,10 @@ class KVCacheManager:
         self.block_size = gcd(*(group.block_size for group in kv.groups))
         self._alignment = lcm(*(group.block_size for group in kv.groups))
         self._windows = [kind for kind in self._kinds if kind.reach is not None]
+        # the first position from which on some block is no longer read
+        self.first_past = min(
+            (kind.block_size + kind.reach - 1 for kind in self._kinds if kind.reach), default=2**62
+        )
         self._peaks = [(k.block_size, k.most_blocks, len(k.groups)) for k in self._kinds]
 
     def blocks_at_peak(self, num_tokens: int) -> int:
@@ -255,9 +259,9 @@ class KVCacheManager:
     def extend(self, slot: int, start: int, end: int) -> tuple[np.ndarray, bool]:
         """Blocks for positions [start, end) of one slot: rows (slot, group, index, block id).
 
-        Where it needs some, what fell out of the window is released first (block id 0): that is no
-        more at any time than if it were released at once. False where the rest does not fit; then
-        no block is given out.
+        Where it needs some, what fell out of the window is released first (block id 0), which costs
+        less than to look for it at every token. False where the rest does not fit; then no block is
+        given out.
         """
         parts: list[np.ndarray] = []
         counts: list[int] = []
@@ -281,6 +285,16 @@ class KVCacheManager:
                 family.covered[slot] += n * family.block_size
                 parts.append(family.rows(slot, np.arange(count, count + n), blocks))
         return np.concatenate(parts) if parts else NO_ROWS, fits
+
+    def trim(self, slot: int, position: int) -> np.ndarray:
+        """Releases what no query from `position` on reads, as after a chunk of a prompt; the rows
+        that say so."""
+        parts = [
+            self._trim(family, kind, slot, position)
+            for family in self.families
+            for kind in family.windows
+        ]
+        return np.concatenate(parts) if parts else NO_ROWS
 
     def _trim(self, family: _Family, kind: _Kind, slot: int, position: int) -> np.ndarray:
         """Releases the blocks of one slot that no query from `position` on reads.

@@ -672,6 +672,7 @@ class Scheduler:
         owners: list[int] = []
         hashes: list[bytes] = []
         granules: list[int] = []
+        passed: list[tuple[int, int]] = []
         requests, recent, width = self.slots.requests, self.slots.recent, 4 * size
         for slot, start, end in zip(
             flight.slots[filled].tolist(),
@@ -697,8 +698,12 @@ class Scheduler:
             owners += [slot] * (last - first)
             hashes += extend_hashes(request, last, size)[first:last]
             granules += range(first + 1, last + 1)
+            if end >= self.kv.first_past:
+                passed.append((slot, end))
         if self.kv.enable_caching:
             self.kv.commit(owners, hashes, granules)
+        for slot, end in passed:
+            self._new_blocks.append(self.kv.trim(slot, end))
 
     def _fail(self, request: Request, invalid: int) -> None:
         if request.slot:
