@@ -99,5 +99,8 @@ class Admission:
             )
 
     def _seed_of(self, request: Request) -> int:
-        """For an unseeded request: differs between requests, whatever they are batched with."""
+        """For an unseeded request: differs between requests, whatever they are batched with.
+
+        Python hashes integers, other than strings, alike in every process.
+        """
         return hash((self.seed, request.key, self.num_admitted)) & (2**63 - 1)
