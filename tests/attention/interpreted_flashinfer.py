@@ -61,9 +61,7 @@ def test_equals_float64(name: str, counted: bool, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module, "_WORKSPACE_BYTES", 1)
     backend = FlashInferAttention(case.shape, torch.float32, CPU)
     if counted:
-        rows = [case.metadata.num_decode_rows, case.metadata.num_rows]
-        case.metadata.row_counts = torch.tensor(rows, dtype=torch.int32)
-        case.metadata.num_decode_rows = case.metadata.num_rows
+        case.count_on_device()
     backend.plan(case.metadata)
     out = backend.forward(case.query, case.kv_cache, case.metadata)
     torch.testing.assert_close(out.double(), case.expected(), atol=2e-5, rtol=1e-4)

@@ -9,14 +9,22 @@ from llmserve.attention.triton_paged import TritonPagedAttention
 from tests.helpers.paged import CASES, make_case
 
 
+@pytest.mark.parametrize("counted", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_equals_float64(name: str) -> None:
+def test_equals_float64(name: str, counted: bool) -> None:
+    """As a step by itself, and as a graph that is told how many rows there are."""
     case = make_case(**CASES[name])
+    if counted:
+        case.count_on_device()
     backend = TritonPagedAttention(case.shape, torch.float32, torch.device("cpu"))
     backend.plan(case.metadata)
-    backend.scratch.partial.fill_(torch.nan)
+    for scratch in (backend.scratch, backend.tile_scratch):
+        scratch.partial.fill_(torch.nan)
     out = backend.forward(case.query, case.kv_cache, case.metadata)
     torch.testing.assert_close(out.double(), case.expected(), atol=2e-5, rtol=1e-4)
+    assert not backend.scratch.arrived.any() and not backend.tile_scratch.arrived.any()
+    if "split" in name:
+        assert not backend.tile_scratch.partial.isnan().all()
 
 
 def test_padding_row_is_zero() -> None:

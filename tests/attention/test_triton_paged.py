@@ -22,12 +22,17 @@ def test_capabilities_without_interpreter() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("counted", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_gpu_equals_float64(name: str, dtype: torch.dtype) -> None:
+def test_gpu_equals_float64(name: str, counted: bool, dtype: torch.dtype) -> None:
     case = make_case(**CASES[name], dtype=dtype, device="cuda")
+    if counted:
+        case.count_on_device()
     backend = TritonPagedAttention(case.shape, dtype, torch.device("cuda"))
     backend.plan(case.metadata)
-    backend.scratch.partial.fill_(torch.nan)
-    out = backend.forward(case.query, case.kv_cache, case.metadata)
+    for scratch in (backend.scratch, backend.tile_scratch):
+        scratch.partial.fill_(torch.nan)
+    for _ in range(2):  # the counters are as they were
+        out = backend.forward(case.query, case.kv_cache, case.metadata)
     tolerance = 2e-5 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(out.double(), case.expected(), atol=tolerance, rtol=tolerance)

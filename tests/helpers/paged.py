@@ -26,6 +26,13 @@ class Case:
     keys: list[torch.Tensor]  # [seq_len, num_kv_heads, head_dim]
     values: list[torch.Tensor]
 
+    def count_on_device(self) -> None:
+        """As a graph of mixed steps has it: the numbers of rows are bounds, the device is told."""
+        of = self.metadata
+        counts = [of.num_decode_rows, of.num_rows]
+        of.row_counts = torch.tensor(counts, dtype=torch.int32).to(self.query.device)
+        of.num_decode_rows = of.num_rows
+
     def expected(self) -> torch.Tensor:
         """float64 [num_tokens, num_heads, head_dim]."""
         out, start = [], 0
@@ -139,6 +146,9 @@ CASES: dict[str, dict] = {
     "softcap_window": {"rows": [(1, 33), (18, 50)], "softcap": 1.5, "window": 10},
     "far": {"rows": [(1, 33), (1, 300), (18, 50)], "far": True},
     "block_8": {"rows": [(1, 33), (18, 50)], "block_size": 8},
+    "split": {"rows": [(1, 700), (1, 90), (21, 900)], "heads": 2, "kv_heads": 1},
+    "split_prompt": {"rows": [(70, 1500)], "heads": 1, "kv_heads": 1, "head_dim": 80},
+    "split_window": {"rows": [(1, 900), (21, 900)], "heads": 2, "kv_heads": 1, "window": 600},
     "block_32": {"rows": [(1, 33), (1, 65), (18, 50)], "block_size": 32},
 }
 

@@ -8,12 +8,10 @@ import pytest
 import torch
 
 from llmserve import envs
-from llmserve.config.device import DeviceConfig
 from llmserve.errors import ConfigError
 from llmserve.kernels.paged_attention import num_splits
 from llmserve.kernels.triton_jit import Card
 from llmserve.worker.compile_steps import compile_steps, parse_cards
-from llmserve.worker.cuda_graph import mixed_sizes
 from tests.helpers.tiny_runner import CONFIGS, describe_tiny
 
 
@@ -63,10 +61,11 @@ if not envs.TRITON_INTERPRET:
             "linear", "rms_norm", "gated_act", "rope_write", "decode", "prefill", "scan",
             "truncate", "mask", "penalize", "select",
         }  # fmt: skip
-        own = [n for n in seen["_decode_kernel"] if not n["COUNTED"]]
+        own = [n for n in seen["_decode_kernel"] if not n["PROGRAMS"]]
         splits = {num_splits(rows, 2, 160, 132) for rows in range(1, 25)}
         assert {n["SPLITS"] for n in own if not n["WINDOW"]} == splits
-        assert {n["COUNTED"] for n in seen["_decode_kernel"]} == {False, True}
+        assert {n["PROGRAMS"] for n in seen["_decode_kernel"]} == {0, 264}
+        assert {n["PROGRAMS"] for n in seen["_prefill_kernel"]} == {264}
         assert {n["COUNTED"] for n in seen["_prefill_kernel"]} == {False, True}
         windows = {0} | ({20} if "Gemma" in architecture else set())
         for name in ("_decode_kernel", "_prefill_kernel"):
@@ -76,16 +75,6 @@ if not envs.TRITON_INTERPRET:
         assert all(n["PDL"] and n["launch_pdl"] for n in seen["_linear_kernel"])
         truncated = {(n["RANDOM"], n["TRUNCATED"]) for n in seen["_scan_kernel"] if "RANDOM" in n}
         assert truncated == {(False, False), (True, False), (True, True)}
-
-    def test_graphs_split_keys_as_at_a_start(monkeypatch: pytest.MonkeyPatch) -> None:
-        """With one KV head and many rows, graphs of more tokens still split less."""
-        seen = _launches(
-            monkeypatch, "LlamaForCausalLM", 120, torch.bfloat16, max_rows=1024,
-            num_key_value_heads=1,
-        )  # fmt: skip
-        sizes = mixed_sizes(DeviceConfig(), 8192)
-        graphs = {n["SPLITS"] for n in seen["_decode_kernel"] if n["COUNTED"]}
-        assert graphs == {num_splits(min(size, 1024), 1, 160, 188) for size in sizes}
 
     def test_older_cards_have_no_dependent_launch(monkeypatch: pytest.MonkeyPatch) -> None:
         seen = _launches(monkeypatch, "LlamaForCausalLM", 80, torch.float16)

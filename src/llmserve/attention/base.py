@@ -7,7 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from llmserve.kernels.paged_attention import DecodeScratch, paged_decode, paged_prefill
+from llmserve.kernels.paged_attention import (
+    DecodeScratch,
+    TileScratch,
+    paged_decode,
+    paged_prefill,
+)
 
 
 @dataclass(frozen=True)
@@ -101,12 +106,15 @@ class PagedAttention(AttentionBackend):
     def __init__(self, shape: AttentionShape, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(shape, dtype, device)
         self.scratch = DecodeScratch(device)
+        self.tile_scratch = TileScratch(
+            device, shape.num_heads // shape.num_kv_heads, shape.head_dim, dtype.itemsize
+        )
 
     def plan(self, metadata: AttentionMetadata) -> None:
         """Scratch for the decode rows."""
         shape = self.shape
         keys = metadata.block_table.shape[1] * metadata.block_size
-        if metadata.num_decode_rows:
+        if metadata.num_decode_rows and metadata.row_counts is None:
             self.scratch.fit(
                 metadata.num_decode_rows, shape.num_heads, shape.num_kv_heads, shape.head_dim,
                 min(keys, shape.window or keys),
@@ -121,12 +129,13 @@ class PagedAttention(AttentionBackend):
         if rows:
             paged_decode(
                 query[:rows], kv_cache, metadata.block_table, metadata.seq_lens, out,
-                self.scratch, counts, shape.scale, shape.window, shape.softcap,
+                self.scratch if counts is None else self.tile_scratch, counts, shape.scale,
+                shape.window, shape.softcap,
             )  # fmt: skip
         if counts is not None or (self.own_prefill and rows < metadata.num_rows):
             paged_prefill(
                 query, kv_cache, metadata.block_table, metadata.query_start, metadata.seq_lens,
-                out, rows if counts is None else 0, counts, shape.scale, shape.window,
-                shape.softcap,
+                out, self.tile_scratch, rows if counts is None else 0, counts, shape.scale,
+                shape.window, shape.softcap,
             )  # fmt: skip
         return out

@@ -30,11 +30,9 @@ except ImportError:
 if envs.TRITON_INTERPRET:
     # Triton 3.6's interpreter cannot turn its scalars, arrays of one element, into ints where numpy
     # is 2.4 or newer.
-    def loop(start: Any, end: Any) -> range:
+    def loop(*bounds: Any) -> range:
         """tl.range over interpreted scalars."""
-        return range(
-            *(int(x.handle.data.item()) if hasattr(x, "handle") else x for x in (start, end))
-        )
+        return range(*(int(x.handle.data.item()) if hasattr(x, "handle") else x for x in bounds))
 
 
 def use_triton(x: torch.Tensor) -> bool:

@@ -17,7 +17,7 @@ from llmserve.structured_output.vocabulary import Vocabulary
 
 # That fill the masks of many rows together; the engine itself and API servers need cores too
 _THREADS = max(1, min(4, len(os.sched_getaffinity(0)) // 2))
-_MANY = 64  # to wake threads takes as long as to fill the masks of half as many
+_MANY = 24  # to wake threads takes as long as to fill the masks of ten rows
 
 
 class XGrammarBackend(GrammarBackend):
