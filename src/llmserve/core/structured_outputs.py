@@ -19,7 +19,7 @@ class GrammarSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     `text` of kind "json" is a JSON schema in the normal form of structured_output/schema.py.
     `param` is the field that the caller wrote it in; `ignored` are JSON pointers to keywords that
-    were dropped because nobody can enforce them.
+    were dropped because nobody can enforce them; `free_strings` is as has_free_strings says.
     """
 
     backend: str
@@ -28,6 +28,7 @@ class GrammarSpec(msgspec.Struct, frozen=True, kw_only=True):
     compact: bool = False  # JSON without any whitespace
     param: str = "structured_outputs"
     ignored: list[str] = []
+    free_strings: bool = False
 
     @property
     def key(self) -> tuple[str, str, bool, str]:

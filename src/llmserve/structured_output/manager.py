@@ -16,6 +16,7 @@ from llmserve.errors import EngineError, GrammarError, LLMServeError
 from llmserve.structured_output.base import CompiledGrammar, Matcher
 from llmserve.structured_output.closing import Closing, Way
 from llmserve.structured_output.compiler import GrammarCompiler, Key
+from llmserve.structured_output.free_strings import FreeStrings
 from llmserve.structured_output.schema import MAX_WHITESPACE
 from llmserve.structured_output.thought import Thought
 from llmserve.structured_output.whitespace import Whitespace
@@ -33,6 +34,8 @@ class _Walk:
     params: SamplingParams
     thought: Thought | None
     whitespace: Whitespace | None = None
+    strings: FreeStrings | None = None
+    kept: np.ndarray | None = None  # the grammar's mask, within a string that may hold anything
     num_output: int = 0
     num_spaces: int = 0  # that the text ends with
     way: Way | None = None  # to the end of a text that would be cut off
@@ -80,7 +83,8 @@ class GrammarManager:
         self._only_end = self._words_of(self._eos)
         self._closing: Closing | None = None
         self._whitespace: Whitespace | None = None
-        self.num_masks = 0
+        self._strings: FreeStrings | None = None
+        self.num_masks = self.num_kept_masks = 0
 
     # -- requests come and go
 
@@ -195,14 +199,26 @@ class GrammarManager:
     def _fill_together(self, walks: dict[int, _Walk], words: np.ndarray) -> set[int]:
         """The rows of `words` that now are as their grammar has them."""
         kinds: dict[type[Matcher], tuple[list[Matcher], list[int]]] = {}
+        filled: set[int] = set()
         for i, walk in walks.items():
-            if walk.matcher is not None and walk.forced is None and not walk.matcher.ended():
+            if walk.matcher is None or walk.forced is not None:
+                continue
+            if walk.kept is not None:
+                words[i] = walk.kept
+                filled.add(i)
+            elif not walk.matcher.ended():
                 matchers, rows = kinds.setdefault(type(walk.matcher), ([], []))
                 matchers.append(walk.matcher)
                 rows.append(i)
+        self.num_kept_masks += len(filled)
         for kind, (matchers, rows) in kinds.items():
             kind.fill_all(matchers, words, rows)
-        return {i for _, rows in kinds.values() for i in rows}
+            filled.update(rows)
+            for i in rows:
+                strings = walks[i].strings
+                if strings is not None and strings.holds(words[i]):
+                    walks[i].kept = words[i].copy()
+        return filled
 
     def _fill(
         self, walk: _Walk, words: np.ndarray, left: int, is_filled: bool
@@ -276,6 +292,8 @@ class GrammarManager:
             return None
         if walk.way is not None:
             walk.way.took(token)
+        if walk.kept is not None and walk.strings is not None and not walk.strings.stays(token):
+            walk.kept = None
         if walk.whitespace is not None:
             walk.num_spaces = walk.whitespace.after(walk.num_spaces, token)
         fits = token in self._eos if walk.matcher.ended() else walk.matcher.accept(token)
@@ -289,7 +307,13 @@ class GrammarManager:
             bad = self._words_of(alone)
             barred = bad if barred is None else barred | bad
         thought = None if budget is None else Thought(budget)
-        return _Walk(matcher, params, thought, self._bound_of(params), barred=barred)
+        walk = _Walk(matcher, params, thought, self._bound_of(params), barred=barred)
+        if params.grammar is not None and params.grammar.free_strings:
+            assert self.compiler.vocabulary is not None
+            if self._strings is None:
+                self._strings = FreeStrings(self.compiler.vocabulary, self._num_words)
+            walk.strings = self._strings
+        return walk
 
     def _bound_of(self, params: SamplingParams) -> Whitespace | None:
         grammar, vocabulary = params.grammar, self.compiler.vocabulary

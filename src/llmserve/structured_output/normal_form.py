@@ -12,6 +12,15 @@ from llmserve.structured_output.document import Node
 from llmserve.structured_output.values import common, same_kind, unique
 
 NEVER = False  # where no value fits
+# What a schema may say that does not bound strings
+_NOT_OF_STRINGS = frozenset(
+    (
+        "$defs", "$ref", "additionalProperties", "anyOf", "enum", "exclusiveMaximum",
+        "exclusiveMinimum", "items", "maxItems", "maximum", "minItems", "minimum", "multipleOf",
+        "prefixItems", "properties", "required", "type",
+    )
+)  # fmt: skip
+_SCALARS = frozenset(("null", "boolean", "integer", "number"))
 Schema = dict[str, Any]
 Normal = Schema | bool  # only False, never True
 
@@ -141,6 +150,33 @@ def is_finite(schema: Any, defs: dict[str, Any]) -> bool:
         if not more:
             return ends(schema)
         done |= more
+
+
+def has_free_strings(schema: Any) -> bool:
+    """Whether, under this schema in the normal form, what may come within a string that may hold
+    any letter, and after it, does not depend on the letters that it holds already."""
+    parts = [schema]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, bool):
+            continue
+        more, named = part.get("additionalProperties", False), part.get("properties", {})
+        if not part.keys() <= _NOT_OF_STRINGS or (named and more is not False):
+            return False  # a name that stands for itself, or is any other
+        options = part.get("anyOf", [])
+        if sum(map(_may_hold_letters, options)) > 1:
+            return False
+        parts += [more, *named.values(), part.get("items", False), *part.get("prefixItems", ())]
+        parts += [*options, *part.get("$defs", {}).values()]
+    return True
+
+
+def _may_hold_letters(option: Any) -> bool:
+    if isinstance(option, bool):
+        return False
+    if "enum" in option:
+        return any(isinstance(value, str | list | dict) for value in option["enum"])
+    return option.get("type") not in _SCALARS
 
 
 def dump(schema: Schema) -> str:

@@ -15,7 +15,7 @@ from llmserve.core.structured_outputs import (
 )
 from llmserve.errors import GrammarError, RequestError
 from llmserve.structured_output.known import known_document
-from llmserve.structured_output.normal_form import dump
+from llmserve.structured_output.normal_form import dump, has_free_strings
 from llmserve.structured_output.regex import ascii_classes
 from llmserve.structured_output.schema import MAX_SECONDS, Normalizer, OutOfTime
 
@@ -77,7 +77,7 @@ def _of_schema(
         backend = "guidance" if normalizer.hard else "xgrammar"
     elif backend == "xgrammar":
         ignored += _weakened(params, normalizer)
-    return _spec(params, backend, "json", dump(normal), ignored)
+    return _spec(params, backend, "json", dump(normal), ignored, has_free_strings(normal))
 
 
 def _of_tag(
@@ -175,6 +175,7 @@ def _spec(
     kind: GrammarKind,
     text: str,
     ignored: list[str] | None = None,
+    free_strings: bool = False,
 ) -> GrammarSpec:
     unread = [] if params.whitespace_pattern is None else [f"{params.param}.whitespace_pattern"]
     size = len(text.encode("utf-8", "surrogatepass"))
@@ -187,6 +188,7 @@ def _spec(
         compact=kind == "json" and params.disable_any_whitespace,
         param=params.param,
         ignored=list(dict.fromkeys((ignored or []) + unread)),
+        free_strings=free_strings,
     )
 
 
