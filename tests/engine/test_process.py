@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """The engine in a process of its own, spoken to as the API server does."""
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -206,11 +207,19 @@ def test_all_clients_hear_that_nothing_runs_any_more(
         client.close()
 
 
-def test_sigterm_ends_it_with_zero(tmp_path: Path) -> None:
+def test_sigterm_ends_it_with_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And with nothing frozen: what then still is would be printed by libraries as lost."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, gc, pathlib\n"
+        f"path = pathlib.Path({str(tmp_path / 'frozen')!r})\n"
+        "atexit.register(lambda: path.write_text(str(gc.get_freeze_count())))\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     process = launch_engine(fake_config(tmp_path))
     client = process.connect(0)
     process.wait_ready(client)
     process.child.process.send_signal(signal.SIGTERM)
     assert process.child.process.wait(5) == 0
+    assert (tmp_path / "frozen").read_text() == "0"
     client.close()
     process.shutdown()
