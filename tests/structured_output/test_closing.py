@@ -41,8 +41,11 @@ def _closing() -> Closing:
     return Closing(BYTES, end)
 
 
-def _write(grammar: CompiledGrammar, total: int, rng: random.Random) -> bytes | None:
-    """By someone who opens what can be opened and writes on; None if it does not end."""
+def _write(
+    grammar: CompiledGrammar, total: int, rng: random.Random, is_foreign: bool = False
+) -> bytes | None:
+    """By someone who opens what can be opened and writes on, half of it in characters of several
+    bytes if `is_foreign`; None if it does not end."""
     matcher = grammar.start()
     way, words = Way(_closing(), id(grammar), matcher, total), np.zeros(WORDS, np.int32)
     out = bytearray()
@@ -59,6 +62,9 @@ def _write(grammar: CompiledGrammar, total: int, rng: random.Random) -> bytes | 
             eager = [t for t in printable if t != EOS and t not in closers]
             if eager:
                 break
+        foreign = [t for t in tokens if 127 < t < EOS]
+        if is_foreign and foreign and rng.random() < 0.5:
+            eager = foreign
         token = rng.choice(eager or printable)
         if token == EOS:
             return bytes(out)
@@ -80,6 +86,17 @@ def test_it_ends_in_time(schema: Any, engine: str) -> None:
         assert text is not None and len(text) <= total
         jsonschema.validate(json.loads(text), schema)
         assert len(text) > total // 3 or schema == {}  # and not before it has to
+
+
+@pytest.mark.parametrize("engine", ["auto", "guidance"])
+def test_a_character_that_was_begun_is_ended_first(engine: str) -> None:
+    rng = random.Random()
+    for schema in ({"type": "object"}, TREE):
+        bound = grammar(engine, json=schema, disable_any_whitespace=True)
+        for total in range(60, 100):
+            text = _write(bound, total, rng, is_foreign=True)
+            assert text is not None
+            jsonschema.validate(json.loads(text), schema)
 
 
 def test_random_schemas_end_in_time() -> None:

@@ -14,12 +14,12 @@ from collections.abc import Callable
 import numpy as np
 
 from llmserve.structured_output.base import Matcher
-from llmserve.structured_output.vocabulary import Vocabulary, words_where
+from llmserve.structured_output.vocabulary import Vocabulary, is_plain, words_where
 
 _FIRST = 1024  # tokens that are left when the way is walked first, at most
 _BEGUN = 64  # tokens that a single one may begin, where a whole text does not take more
 _LONGEST = 256  # tokens up to which the way from the start is measured
-_SPARE = 2
+_SPARE = 3  # a character that was begun may need as many more
 _SURE = 4  # of the ways outside text: what closes, and commas, which stand where nothing closes
 _TRIES = 3  # times that what is left is walked at most
 _MAX_BRANCHES = 32  # that are measured one by one
@@ -187,7 +187,7 @@ class Way:
         elif self._path and self._path[0] == token:
             del self._path[0]
             self._need = len(self._path) + 1
-        elif ends_text or not (self._is_free and self._closes_text()):
+        elif not (self._is_free and self._closes_text() and is_plain(text)):
             self._path = None
 
     def _closes_text(self) -> bool:

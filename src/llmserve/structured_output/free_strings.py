@@ -8,7 +8,7 @@ to 30 us over 152k tokens, for all the tokens that may end the string. To copy i
 
 import numpy as np
 
-from llmserve.structured_output.vocabulary import Vocabulary, words_where
+from llmserve.structured_output.vocabulary import Vocabulary, is_plain, words_where
 
 _LETTERS = {bytes([i]) for i in range(32, 127)} - {b'"', b"\\"}
 
@@ -17,7 +17,7 @@ class FreeStrings:
     """By its mask it is told that a text is within one: it allows every printable letter."""
 
     def __init__(self, vocabulary: Vocabulary, num_words: int) -> None:
-        self._is_plain = [_is_plain(text) for text in vocabulary.tokens]
+        self._is_plain = [is_plain(text) for text in vocabulary.tokens]
         letters = words_where(vocabulary.tokens, num_words, _LETTERS.__contains__)
         self._places = np.flatnonzero(letters)
         self._letters = letters[self._places]
@@ -31,11 +31,3 @@ class FreeStrings:
     def stays(self, token: int) -> bool:
         """Whether the text still is there after `token`."""
         return self._is_plain[token]
-
-
-def _is_plain(token: bytes) -> bool:
-    try:
-        text = token.decode()
-    except UnicodeDecodeError:
-        return False
-    return bool(text) and min(text) >= " " and '"' not in text and "\\" not in text

@@ -36,6 +36,15 @@ class Vocabulary(msgspec.Struct):
     special: dict[int, bytes] = {}
 
 
+def is_plain(token: bytes) -> bool:
+    """Whether a JSON string goes on after it: whole characters, none of them a quote or special."""
+    try:
+        text = token.decode()
+    except UnicodeDecodeError:
+        return False
+    return bool(text) and min(text) >= " " and '"' not in text and "\\" not in text
+
+
 def words_where(tokens: list[bytes], num_words: int, test: Callable[[bytes], bool]) -> np.ndarray:
     """int32 [num_words], as in Matcher.fill: the tokens with a text that passes `test`."""
     flags = np.zeros(num_words * 32, np.bool_)
