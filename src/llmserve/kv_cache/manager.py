@@ -69,6 +69,10 @@ class _Family:
             kind.columns = slice(at, at + len(kind.groups))
             at += len(kind.groups)
 
+    def count(self, slot: int) -> int:
+        """Entries of the slot that are in use."""
+        return self.covered.item(slot) // self.block_size
+
     def rows(
         self,
         slots: np.ndarray | int,
@@ -250,7 +254,7 @@ class KVCacheManager:
         """Block ids of a slot, a list a group."""
         tables: list[list[int]] = [[]] * self._num_groups
         for family in self.families:
-            count = family.covered.item(slot) // family.block_size
+            count = family.count(slot)
             rows = family.table[slot, :count].T.tolist()
             for group, row in zip(family.group_ids, rows, strict=True):
                 tables[group] = row
@@ -277,7 +281,7 @@ class KVCacheManager:
             fresh = self.pool.allocate(total)
             at = 0
             for family, n in zip(self.families, counts, strict=True):
-                count = family.covered.item(slot) // family.block_size
+                count = family.count(slot)
                 size = n * len(family.groups)
                 blocks = fresh[at : at + size].reshape(n, len(family.groups))
                 at += size
@@ -386,7 +390,7 @@ class KVCacheManager:
         """Takes everything from a slot. The end of a prefix is reused before its beginning."""
         held, order, passed = [], [], False
         for family in self.families:
-            count = family.covered.item(slot) // family.block_size
+            count = family.count(slot)
             held.append(family.table[slot, :count][::-1].ravel())
             if len(self.families) > 1:
                 starts = np.arange(count - 1, -1, -1) * -family.block_size
@@ -424,7 +428,7 @@ class KVCacheManager:
     def forget(self, slot: int) -> None:
         """Makes every block of a slot unfindable: its content is not to be trusted."""
         for family in self.families:
-            count = family.covered.item(slot) // family.block_size
+            count = family.count(slot)
             blocks = family.table[slot, :count].ravel()
             self.pool.forget(blocks[blocks > 0])
 
@@ -440,7 +444,7 @@ class KVCacheManager:
         for family in self.families:
             assert not family.covered[idle].any(), "an empty slot holds blocks"
             for slot in slots:
-                blocks = family.table[slot, : family.covered[slot] // family.block_size]
+                blocks = family.table[slot, : family.count(slot)]
                 for kind in family.kinds:
                     first = int(kind.first[slot])
                     assert first <= len(blocks) and not blocks[:first, kind.columns].any()
