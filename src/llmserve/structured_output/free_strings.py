@@ -17,7 +17,7 @@ class FreeStrings:
     """By its mask it is told that a text is within one: it allows every printable letter."""
 
     def __init__(self, vocabulary: Vocabulary, num_words: int) -> None:
-        self._is_plain = [is_plain(text) for text in vocabulary.tokens]
+        self._tokens = vocabulary.tokens
         letters = words_where(vocabulary.tokens, num_words, _LETTERS.__contains__)
         self._places = np.flatnonzero(letters)
         self._letters = letters[self._places]
@@ -30,4 +30,4 @@ class FreeStrings:
 
     def stays(self, token: int) -> bool:
         """Whether the text still is there after `token`."""
-        return self._is_plain[token]
+        return is_plain(self._tokens[token])
