@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from llmserve.utils.child import Child
-from llmserve.utils.forks import Forks
+from llmserve.utils.forks import _HEADER, Forks
 
 MODULE = """
 import sys, time
@@ -65,6 +65,18 @@ def test_no_answer_from_one_that_fails(ask: Callable[..., bytes | None], data: b
     assert ask(data, 0.3) is None
     assert time.monotonic() - began < 0.9
     assert ask(b"ab") == b"ba", "others go on"
+
+
+def test_an_answer_is_whole_though_its_time_ends(forks: Forks) -> None:
+    with forks.open("known") as channel:
+        forks.wait_ready("known", channel)
+        data = b"x" * 3_000_000
+        channel.sendall(_HEADER.pack(0.3, len(data)) + data)
+        time.sleep(0.6)  # it cannot write on
+        answer = bytearray()
+        while part := channel.recv(1 << 20):
+            answer += part
+    assert answer == data
 
 
 def test_jobs_run_beside_each_other(forks: Forks, ask: Callable[..., bytes | None]) -> None:
