@@ -32,8 +32,6 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     try:
         return (yield)
     except TooSlow as error:
-        if pyfuncitem.get_closest_marker("timing") is None:
-            raise
         _rerun.append(f"{pyfuncitem.nodeid}: {error}")
     names = pyfuncitem._fixtureinfo.argnames
     pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names})

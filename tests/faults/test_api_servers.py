@@ -149,7 +149,6 @@ def test_both_answer_as_one(two: Bench) -> None:
     assert all(scrapes)
 
 
-@pytest.mark.timing
 @pytest.mark.parametrize(
     "number",
     [signal.SIGKILL, pytest.param(signal.SIGUSR2, marks=pytest.mark.faults)],

@@ -9,10 +9,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tests.faults import conftest
 from tests.helpers import invariants as inv
 from tests.helpers.faults import Bench, TooSlow
 from tests.helpers.invariants import Ended, Probe, Snapshot, Solo
@@ -138,6 +140,29 @@ def test_a_missed_deadline_is_an_error_of_its_own(
     monkeypatch.setattr(inv, "MAX_PROBE_S", 0.0)
     with pytest.raises(TooSlow, match="I5"), bench.load_and_invariants():
         pass
+
+
+def test_any_row_that_only_missed_a_deadline_has_a_second_chance(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(conftest, "_rerun", rerun := [])
+    chances: list[int] = []
+    row: Any = SimpleNamespace(
+        nodeid="row",
+        obj=lambda bench: chances.append(bench),
+        _fixtureinfo=SimpleNamespace(argnames=("bench",)),
+        funcargs={"bench": 2, "request": 3},
+    )
+    with pytest.raises(StopIteration):
+        running = conftest.pytest_pyfunc_call(row)
+        next(running)
+        running.throw(TooSlow("0.4 s"))
+    assert chances == [2] and rerun == ["row: 0.4 s"]
+    running = conftest.pytest_pyfunc_call(row)
+    next(running)
+    with pytest.raises(AssertionError, match="wrong"):
+        running.throw(AssertionError("wrong"))
+    assert chances == [2]
 
 
 LEAKY = """

@@ -193,7 +193,6 @@ def test_t09_keys_everywhere(edges: Bench) -> None:
             assert nobody.get(path, headers=upgrade).status_code == 401
 
 
-@pytest.mark.timing
 @pytest.mark.parametrize("clients", [100, pytest.param(500, marks=pytest.mark.faults)])
 def test_t15_disconnect_storm(edges: Bench, raw: Raw, clients: int) -> None:
     rng = random.Random(15)
@@ -229,7 +228,6 @@ def left(bench: Bench) -> float:
     return waiting + m["llmserve:kv_blocks{used}"]
 
 
-@pytest.mark.timing
 def test_t15_a_disconnect_frees_within_two_steps(edges: Bench, raw: Raw) -> None:
     for state in ("queued", "prefill", "decode"):
         for stream in (True, False):
@@ -304,7 +302,6 @@ def ask_many(raw: Raw, seconds: float, more: Callable[[float, int, int], bool]) 
     return asked
 
 
-@pytest.mark.timing
 @pytest.mark.parametrize("seconds", [4, pytest.param(60, marks=pytest.mark.faults)])
 def test_t19_overload(edges: Bench, raw: Raw, seconds: int) -> None:
     """Ten times what it can do, whoever waits: most is refused at once, and what is let in is
@@ -367,7 +364,6 @@ def kolmogorov(a: ArrayLike, b: ArrayLike) -> float:
     return float(np.abs(rise).max() / (1.95 * math.sqrt((len(x) + len(y)) / len(x) / len(y))))
 
 
-@pytest.mark.timing
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("samples", [25, pytest.param(1000, marks=pytest.mark.faults)])
 def test_t21_time_does_not_tell_what_another_key_cached(edges: Bench, samples: int) -> None:
@@ -410,7 +406,6 @@ def test_t21_cached_prefixes_are_their_keys_own(edges: Bench) -> None:
         refused(a.post(COMPLETIONS, json=body_of(COMPLETIONS, cache_salt="s" * 10_000_000)))
 
 
-@pytest.mark.timing
 @pytest.mark.parametrize("copies", [1, pytest.param(8, marks=pytest.mark.faults)])
 def test_t25_prompts_of_a_million_characters(edges: Bench, copies: int) -> None:
     texts = ["a" * 1_000_000, "漢字かな" * 400_000, "x y " * 250_000, "a" * 27_000_000]
@@ -479,7 +474,6 @@ def test_t26_http_abuse(edges: Bench, raw: Raw) -> None:
 
 
 @pytest.mark.faults
-@pytest.mark.timing
 def test_t14_bodies_that_drip_lie_and_unpack(edges: Bench, raw: Raw) -> None:
     """A byte a second, fewer bytes than were said, and ten gigabytes of zeros, packed."""
     kind = "Content-Type: application/json"
@@ -506,7 +500,6 @@ def test_t14_bodies_that_drip_lie_and_unpack(edges: Bench, raw: Raw) -> None:
         assert time.monotonic() - began < 30 * edges.scale
 
 
-@pytest.mark.timing
 @pytest.mark.parametrize("clients", [100, pytest.param(2000, marks=pytest.mark.faults)])
 def test_t26_slowloris(edges: Bench, raw: Raw, clients: int) -> None:
     with edges.load_and_invariants(max_rss_growth=50 << 20, failed=clients):
@@ -539,7 +532,6 @@ def test_t26_slowloris(edges: Bench, raw: Raw, clients: int) -> None:
         raise TooSlow(f"the last was cut after {took:.1f} s")
 
 
-@pytest.mark.timing
 @pytest.mark.parametrize("clients", [12, pytest.param(40, marks=pytest.mark.faults)])
 def test_t30_slow_readers(edges: Bench, raw: Raw, clients: int) -> None:
     with (
@@ -675,7 +667,6 @@ def deep(bench_model: Path) -> Iterator[Bench]:
 
 
 @pytest.mark.faults
-@pytest.mark.timing
 @pytest.mark.parametrize("backlog", [300, 1000])
 def test_t52_a_backlog_of_one_key_does_not_hold_up_another(deep: Bench, backlog: int) -> None:
     """B's requests, one by one: alone, beside a batch that is full of A's, and before A's queue.
@@ -739,7 +730,6 @@ def test_t56_keys(edges: Bench, raw: Raw) -> None:
 
 
 @pytest.mark.faults
-@pytest.mark.timing
 @pytest.mark.timeout(900)
 def test_t56_time_does_not_tell_how_much_of_a_key_is_right(edges: Bench, raw: Raw) -> None:
     """Keys that are wrong in their first byte and in their last, 50,000 of each, in pairs: Welch,
@@ -773,7 +763,6 @@ def welch(a: np.ndarray, b: np.ndarray) -> float:
     return float((a.mean() - b.mean()) / math.sqrt(a.var() / len(a) + b.var() / len(b)))
 
 
-@pytest.mark.timing
 @pytest.mark.parametrize("names", [150, pytest.param(10_000, marks=pytest.mark.faults)])
 def test_t58_metrics_at_load(edges: Bench, names: int) -> None:
     def series() -> set[str]:

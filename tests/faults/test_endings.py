@@ -46,7 +46,6 @@ def listens(path: str) -> bool:
         return sock.connect_ex(path) == 0
 
 
-@pytest.mark.timing
 @pytest.mark.parametrize(
     "when", ["serving", "stopped", pytest.param("loading", marks=pytest.mark.faults)]
 )
@@ -84,7 +83,6 @@ def test_t05_killed_supervisor(bench_model: Path, when: str) -> None:
     server.runtime.rmdir()
 
 
-@pytest.mark.timing
 def test_t27_drain(bench_model: Path) -> None:
     """Short answers complete; long ones get one error event; new ones are turned away."""
     server = Server(str(bench_model), *FLAGS, "--shutdown-timeout", "1.5")

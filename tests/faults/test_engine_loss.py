@@ -84,7 +84,6 @@ def own(bench_model: Path) -> Iterator[Bench]:
         yield bench
 
 
-@pytest.mark.timing
 def test_t03_killed_engine(own: Bench) -> None:
     """8 streams, 8 whole answers and 8 in the queue of an engine that is killed."""
 
@@ -136,7 +135,6 @@ def test_t03_killed_engine(own: Bench) -> None:
     in_time(watch.back_at - killed, 15 * own.scale, "the restart")
 
 
-@pytest.mark.timing
 @pytest.mark.parametrize(
     "busy", [True, pytest.param(False, marks=pytest.mark.faults)], ids=["busy", "idle"]
 )

@@ -92,7 +92,6 @@ def test_t11_what_is_one_requests_fails_it_alone(planted: Bench, stream: bool) -
                 assert answer.status_code == 200 and '"error"' not in answer.text, answer.text
 
 
-@pytest.mark.timing
 def test_t15_two_steps_at_most_after_a_client_has_gone(planted: Bench) -> None:
     """Steps that are long enough to be counted; a third may end between the count and the reset."""
     raw = Raw(planted.server.url, planted.keys[0])

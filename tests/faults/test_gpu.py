@@ -18,7 +18,7 @@ from tests.helpers.faults import MAX_MODEL_LEN, Bench, TooSlow, run_stream
 from tests.helpers.server import Server
 from tests.helpers.tiny_models import write_tiny_model
 
-pytestmark = [pytest.mark.gpu, pytest.mark.timing]
+pytestmark = pytest.mark.gpu
 SLACK_MB = 64  # of what others on the device do meanwhile
 RESTART_S = 30.0
 ON_GPU = ("--dtype", "bfloat16", "--gpu-memory-utilization", "0.3")

@@ -121,7 +121,6 @@ def busy(bench: Bench, seconds: float) -> float:
     return max((n - before.get(pid, 0)) / 100 for pid, n in read().items())
 
 
-@pytest.mark.timing
 @pytest.mark.parametrize(
     "name",
     [name if name == "recursive" else pytest.param(name, marks=slow) for name in HOSTILE],
@@ -132,7 +131,6 @@ def test_t12_hostile_grammars(warm: Bench, name: str) -> None:
 
 
 @pytest.mark.faults
-@pytest.mark.timing
 def test_t12_twenty_hostile_grammars_at_once(warm: Bench) -> None:
     """Others' tokens come no three times slower, and no core is busy two seconds later."""
     for name in HOSTILE:
@@ -194,7 +192,6 @@ def test_t13_grammars_that_are_none(warm: Bench, stream: bool) -> None:
         assert answer.status_code == 400 or answer.text.count('"error"') == 1, answer.text
 
 
-@pytest.mark.timing
 @pytest.mark.faults
 def test_t31_long_prompts_do_not_hold_up_others(bench: Bench) -> None:
     """A prompt of full length every second beside eight streams."""
@@ -317,7 +314,6 @@ def test_t40_a_request_brings_no_template(bench: Bench, tmp_path: Path) -> None:
 
 
 @pytest.mark.faults
-@pytest.mark.timing
 @pytest.mark.parametrize("template", [ESCAPES[2], ESCAPES[4]])
 def test_t40_a_models_template_that_does_not_end(bench_model: Path, template: str) -> None:
     with Bench(bench_model, "--chat-template", template) as hostile:
@@ -455,7 +451,6 @@ def mutated(rng: random.Random) -> tuple[str, str]:
     return path, text
 
 
-@pytest.mark.timing
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("part", [0, *(pytest.param(n, marks=slow) for n in range(1, 51))])
 def test_t51_anything_at_all(warm: Bench, part: int) -> None:

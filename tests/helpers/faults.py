@@ -63,7 +63,7 @@ _POOL = min(32, (os.cpu_count() or 1) + 4)  # threads that asyncio starts as the
 
 
 class TooSlow(AssertionError):
-    """Only a deadline was missed: a row of marker `timing` is run alone once more."""
+    """Only a deadline was missed: the row is run alone once more."""
 
 
 def write_bench_model(folder: Path, *, vocab_size: int = 384) -> Path:
