@@ -36,9 +36,7 @@ LONG = {  # what is optional takes many times what is not
 
 @cache
 def _closing() -> Closing:
-    end = np.zeros(WORDS, np.int32)
-    end[EOS // 32] = 1 << EOS % 32
-    return Closing(BYTES, end)
+    return Closing(BYTES)
 
 
 def _write(

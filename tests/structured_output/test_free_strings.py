@@ -13,6 +13,7 @@ from llmserve.core.sampling_params import SamplingParams
 from llmserve.core.scheduler_output import ModelRunnerOutput
 from llmserve.core.structured_outputs import StructuredOutputsParams
 from llmserve.structured_output.base import CompiledGrammar, GrammarBackend
+from llmserve.structured_output.compiler import Tables
 from llmserve.structured_output.free_strings import FreeStrings
 from llmserve.structured_output.manager import GrammarManager, GrammarRow
 from llmserve.structured_output.normal_form import has_free_strings
@@ -92,9 +93,9 @@ def test_only_plain_strings_of_other_grammars_are_not_asked() -> None:
 
 def test_a_vocabulary_that_lacks_a_letter_has_none() -> None:
     everything = np.full(WORDS, -1, np.int32)
-    assert FreeStrings(BYTES, WORDS).holds(everything)
+    assert FreeStrings(BYTES).holds(everything)
     lacks = Vocabulary([b"" if token == b"q" else token for token in BYTES.tokens], [EOS])
-    assert not FreeStrings(lacks, WORDS).holds(everything)
+    assert not FreeStrings(lacks).holds(everything)
 
 
 @pytest.mark.parametrize("name", ["xgrammar", "guidance"])
@@ -119,7 +120,7 @@ def _follow(
 ) -> int:
     """How many masks were kept on one way."""
     compiler: Any = SimpleNamespace(
-        vocabulary=vocabulary, eos_token_ids=[EOS], get=lambda spec: made
+        tables=Tables(vocabulary), eos_token_ids=[EOS], get=lambda spec: made
     )
     manager = GrammarManager(compiler, len(vocabulary.tokens), num_slots=2)
     message = EngineRequest(client=0, request_id=1, prompt=b"\0" * 4, params=params, arrival=0)

@@ -61,7 +61,7 @@ class Compiler:
     """Has what the test puts into it."""
 
     eos_token_ids = (EOS,)
-    vocabulary = None
+    tables = None
 
     def __init__(self) -> None:
         self.there: dict[Any, CompiledGrammar] = {}

@@ -3,13 +3,15 @@
 """The engine's view of a tokenizer against the frontend's."""
 
 import json
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from llmserve.errors import GrammarError
 from llmserve.frontend.tokenizer import load_tokenizer
-from llmserve.structured_output.vocabulary import read_vocabulary
+from llmserve.structured_output.vocabulary import Beginnings, read_vocabulary
 from tests.helpers.tiny_models import EOS_ID, VOCAB_SIZE, write_tiny_gguf, write_tokenizer
 
 
@@ -53,3 +55,23 @@ def test_what_cannot_be_bound_is_refused(tmp_path: Path) -> None:
     file.write_text(json.dumps(data))
     with pytest.raises(GrammarError, match="bytes of single tokens"):
         read_vocabulary(str(tmp_path), VOCAB_SIZE, [EOS_ID])
+
+
+def _bits(words: np.ndarray) -> list[int]:
+    assert words.dtype == np.int32
+    return np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little")).tolist()
+
+
+@pytest.mark.parametrize("num_tokens", [31, 32, 500])
+def test_beginnings(num_tokens: int) -> None:
+    rng = random.Random()
+    parts = [*'"}],: aq{', "é"]
+    tokens = ["".join(rng.choices(parts, k=rng.randint(0, 4))).encode() for _ in range(num_tokens)]
+    begin = Beginnings(tokens)
+    assert len(begin.any()) == -(-num_tokens // 32)
+    assert _bits(begin.any()) == [i for i, text in enumerate(tokens) if text]
+    for letters in (b"}]", b'"', bytes([0xC3]), b"x"):
+        wanted = [i for i, text in enumerate(tokens) if text[:1] and text[0] in letters]
+        assert _bits(begin.of(letters)) == wanted
+        whole = [i for i in wanted if not tokens[i][1:].strip(b"]}")]
+        assert _bits(begin.of(letters, rb"(?s:.)[}\]]*")) == whole

@@ -12,12 +12,13 @@ from llmserve.core.request import Request
 from llmserve.core.sampling_params import SamplingParams
 from llmserve.core.scheduler_output import ModelRunnerOutput
 from llmserve.core.structured_outputs import StructuredOutputsParams
+from llmserve.structured_output.compiler import Tables
 from llmserve.structured_output.manager import GrammarManager, GrammarRow
 from llmserve.structured_output.prepare import prepare
 from llmserve.structured_output.schema import MAX_WHITESPACE
 from llmserve.structured_output.vocabulary import Vocabulary
 from llmserve.structured_output.whitespace import Whitespace
-from tests.helpers.grammar import EOS, WORDS, allowed, backend, compiled
+from tests.helpers.grammar import BYTES, EOS, WORDS, allowed, backend, compiled
 
 SPACES = [ord(c) for c in " \t\r\n"]
 
@@ -25,7 +26,7 @@ SPACES = [ord(c) for c in " \t\r\n"]
 def test_what_a_text_ends_with_is_counted() -> None:
     rng = random.Random()
     tokens = ["".join(rng.choices(" \n\ta{é", k=rng.randint(0, 4))).encode() for _ in range(400)]
-    made = Whitespace(Vocabulary([*tokens, b"q"], [0]), 13)
+    made = Whitespace(Vocabulary([*tokens, b"q"], [0]))
     text, count = b"", 0
     for token in rng.choices(range(400), k=2000):
         text += tokens[token]
@@ -47,9 +48,9 @@ def test_a_text_does_not_go_on_for_ever(schema: dict[str, Any], compact: bool) -
     spec = prepare(params, "xgrammar")
     made = compiled(spec)
     compiler: Any = SimpleNamespace(
-        vocabulary=backend("xgrammar").vocabulary, eos_token_ids=[EOS], get=lambda spec: made
+        tables=Tables(backend("xgrammar").vocabulary), eos_token_ids=[EOS], get=lambda spec: made
     )
-    manager = GrammarManager(compiler, len(compiler.vocabulary.tokens), num_slots=2)
+    manager = GrammarManager(compiler, len(BYTES.tokens), num_slots=2)
     rng, most, in_string = random.Random(), 0, 0
     for seed in range(20):
         sampling = SamplingParams(grammar=spec, ignore_eos=True)

@@ -9,12 +9,11 @@ and at last the way is followed.
 """
 
 import re
-from collections.abc import Callable
 
 import numpy as np
 
 from llmserve.structured_output.base import Matcher
-from llmserve.structured_output.vocabulary import Vocabulary, is_plain, words_where
+from llmserve.structured_output.vocabulary import Beginnings, Vocabulary, is_plain, words_where
 
 _FIRST = 1024  # tokens that are left when the way is walked first, at most
 _BEGUN = 64  # tokens that a single one may begin, where a whole text does not take more
@@ -32,38 +31,35 @@ class Closing:
     """What is known of a vocabulary: which tokens lead out, best first. `end` are the words of the
     end tokens (see Matcher.fill)."""
 
-    def __init__(self, vocabulary: Vocabulary, end: np.ndarray) -> None:
+    def __init__(self, vocabulary: Vocabulary) -> None:
         self.tokens = vocabulary.tokens.copy()
         for token, text in vocabulary.special.items():
             self.tokens[token] = text
-        self.end = end
+        ends = np.zeros(len(self.tokens), np.bool_)
+        ends[vocabulary.eos_token_ids] = True
+        self.end = end = words_where(ends)
         self._end_at = [(i, int(end[i])) for i in np.flatnonzero(end).tolist()]
         self._lengths = np.zeros(len(end) * 32, np.int32)
         self._lengths[: len(self.tokens)] = [*map(len, self.tokens)]
         self._free = int(np.count_nonzero(self._lengths)) // 4
         self._starts: dict[object, int | None] = {}
         self._branches: dict[tuple[int, bool], bytes] = {}
-        closers = b"}]"
-        in_text: list[Callable[[bytes], bool]] = [
-            lambda token: token[:1] == b'"' and not token[1:].strip(closers),
-            lambda token: token[:1] == b'"',
+        begin = Beginnings(self.tokens)
+        spaces = begin.of(b" \n\t\r")
+        in_text = [begin.of(b'"', rb'"[}\]]*'), begin.of(b'"')]
+        outside = [
+            begin.of(b"}]", rb"[}\]]*"),
+            begin.of(b"}]"),
+            begin.of(b",", b","),
+            begin.of(b","),
+            begin.of(b'"', rb'["}\]:]*'),
+            begin.of(b'"'),
+            begin.any() & ~spaces & ~begin.of(b"{["),
+            begin.any() & ~spaces,
+            begin.any(),
         ]
-        outside: list[Callable[[bytes], bool]] = [
-            lambda token: not token.strip(closers),
-            lambda token: token[:1] in (b"}", b"]"),
-            lambda token: token == b",",
-            lambda token: token[:1] == b",",
-            lambda token: token[:1] == b'"' and not token.strip(b'"}]:'),
-            lambda token: token[:1] == b'"',
-            lambda token: token[:1] not in (b"{", b"[", b" ", b"\n", b"\t", b"\r"),
-            lambda token: token[:1] not in (b" ", b"\n", b"\t", b"\r"),
-            lambda token: True,
-        ]
-        self._ways = {
-            True: np.stack([words_where(self.tokens, len(end), test) for test in in_text]),
-            False: np.stack([words_where(self.tokens, len(end), test) for test in outside]),
-        }
-        self._quotes = words_where(self.tokens, len(end), lambda token: b'"' in token)
+        self._ways = {True: np.stack(in_text), False: np.stack(outside)}
+        self._quotes = words_where([b'"' in token for token in self.tokens])
 
     def is_free(self, words: np.ndarray) -> bool:
         """Whether `words` are those of a place where nearly any text may stand, as in a string."""

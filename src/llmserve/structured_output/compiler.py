@@ -15,12 +15,15 @@ import msgspec
 from llmserve.core.structured_outputs import GrammarSpec
 from llmserve.errors import GrammarError, LLMServeError, OverloadedError
 from llmserve.structured_output.base import CompiledGrammar, GrammarBackend
+from llmserve.structured_output.closing import Closing
 from llmserve.structured_output.compile_server import (
     COMPILED,
     CompilerStart,
 )
+from llmserve.structured_output.free_strings import FreeStrings
 from llmserve.structured_output.registry import BACKENDS
 from llmserve.structured_output.vocabulary import Vocabulary, read_vocabulary
+from llmserve.structured_output.whitespace import Whitespace
 from llmserve.utils.forks import Forks
 from llmserve.utils.guard import guarded
 from llmserve.utils.logger import get_logger
@@ -38,10 +41,20 @@ Key = tuple[str, str, bool, str]
 Result = CompiledGrammar | LLMServeError
 
 
+class Tables:
+    """What masks are made with beside the grammars, from the vocabulary alone."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        self.closing = Closing(vocabulary)
+        self.whitespace = Whitespace(vocabulary)
+        self.strings = FreeStrings(vocabulary)
+
+
 class GrammarCompiler:
     """Compiles in a child and loads in a thread; nothing is started before the first grammar.
 
-    `vocabulary` is there once a grammar is. `wake_fd` becomes readable when `take_done` has
+    `tables` are there once a grammar is. `wake_fd` becomes readable when `take_done` has
     something. `close` ends everything.
     """
 
@@ -72,7 +85,7 @@ class GrammarCompiler:
         self._threads = ThreadPoolExecutor(WORKERS, "grammar")
         self._last_timeout = 0.0
         self._lock = threading.Lock()  # of the next two
-        self.vocabulary: Vocabulary | None = None
+        self.tables: Tables | None = None
         self._backends: dict[str, GrammarBackend] = {}
         self._is_used = False
         self.num_compiled = 0
@@ -163,11 +176,11 @@ class GrammarCompiler:
     def _backend(self, name: str) -> GrammarBackend:
         with self._lock:
             if name not in self._backends:
-                if self.vocabulary is None:
-                    self.vocabulary = read_vocabulary(
-                        self._tokenizer, self._logits_width, self.eos_token_ids
+                if self.tables is None:
+                    self.tables = Tables(
+                        read_vocabulary(self._tokenizer, self._logits_width, self.eos_token_ids)
                     )
-                self._backends[name] = BACKENDS.load(name)(self.vocabulary)
+                self._backends[name] = BACKENDS.load(name)(self.tables.vocabulary)
             return self._backends[name]
 
 

@@ -16,9 +16,9 @@ _LETTERS = {bytes([i]) for i in range(32, 127)} - {b'"', b"\\"}
 class FreeStrings:
     """By its mask it is told that a text is within one: it allows every printable letter."""
 
-    def __init__(self, vocabulary: Vocabulary, num_words: int) -> None:
+    def __init__(self, vocabulary: Vocabulary) -> None:
         self._tokens = vocabulary.tokens
-        letters = words_where(vocabulary.tokens, num_words, _LETTERS.__contains__)
+        letters = words_where([text in _LETTERS for text in vocabulary.tokens])
         self._places = np.flatnonzero(letters)
         self._letters = letters[self._places]
         self._are_known = _LETTERS.issubset(vocabulary.tokens)

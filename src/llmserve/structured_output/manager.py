@@ -14,7 +14,7 @@ from llmserve.core.scheduler_output import ModelRunnerOutput, SchedulerOutput, T
 from llmserve.core.structured_outputs import GRAMMAR_ERROR
 from llmserve.errors import EngineError, GrammarError, LLMServeError
 from llmserve.structured_output.base import CompiledGrammar, Matcher
-from llmserve.structured_output.closing import Closing, Way
+from llmserve.structured_output.closing import Way
 from llmserve.structured_output.compiler import GrammarCompiler, Key
 from llmserve.structured_output.free_strings import FreeStrings
 from llmserve.structured_output.schema import MAX_WHITESPACE
@@ -81,9 +81,6 @@ class GrammarManager:
         self._words = np.empty((num_slots, self._num_words), np.int32)  # of a step's masks
         self._eos = [t for t in compiler.eos_token_ids if 0 <= t < logits_width]
         self._only_end = self._words_of(self._eos)
-        self._closing: Closing | None = None
-        self._whitespace: Whitespace | None = None
-        self._strings: FreeStrings | None = None
         self.num_masks = self.num_kept_masks = 0
 
     # -- requests come and go
@@ -256,14 +253,12 @@ class GrammarManager:
 
     def _way(self, walk: _Walk, left: int) -> Way | None:
         """Of JSON alone: elsewhere nothing tells what leads to the end."""
-        vocabulary, params = self.compiler.vocabulary, walk.params
-        if walk.num_output == 0 and vocabulary is not None and not params.ignore_eos:
-            assert params.grammar is not None
-            if params.grammar.kind in ("json", "structural_tag") and walk.barred is None:
-                if self._closing is None:
-                    self._closing = Closing(vocabulary, self._only_end)
-                assert walk.matcher is not None
-                walk.way = Way(self._closing, params.grammar.key, walk.matcher, left)
+        if walk.num_output == 0 and walk.barred is None and not walk.params.ignore_eos:
+            grammar, tables = walk.params.grammar, self.compiler.tables
+            assert grammar is not None and walk.matcher is not None
+            if grammar.kind in ("json", "structural_tag"):
+                assert tables is not None
+                walk.way = Way(tables.closing, grammar.key, walk.matcher, left)
         return walk.way
 
     def advance(
@@ -307,23 +302,15 @@ class GrammarManager:
             bad = self._words_of(alone)
             barred = bad if barred is None else barred | bad
         thought = None if budget is None else Thought(budget)
-        walk = _Walk(matcher, params, thought, self._bound_of(params), barred=barred)
-        if params.grammar is not None and params.grammar.free_strings:
-            assert self.compiler.vocabulary is not None
-            if self._strings is None:
-                self._strings = FreeStrings(self.compiler.vocabulary, self._num_words)
-            walk.strings = self._strings
+        walk = _Walk(matcher, params, thought, barred=barred)
+        grammar, tables = params.grammar, self.compiler.tables
+        if grammar is not None and grammar.kind in ("json", "structural_tag"):
+            assert tables is not None
+            if grammar.free_strings:
+                walk.strings = tables.strings
+            if grammar.backend == "xgrammar" and not grammar.compact:
+                walk.whitespace = tables.whitespace
         return walk
-
-    def _bound_of(self, params: SamplingParams) -> Whitespace | None:
-        grammar, vocabulary = params.grammar, self.compiler.vocabulary
-        if vocabulary is None or grammar is None or grammar.compact:
-            return None
-        if grammar.backend != "xgrammar" or grammar.kind not in ("json", "structural_tag"):
-            return None
-        if self._whitespace is None:
-            self._whitespace = Whitespace(vocabulary, self._num_words)
-        return self._whitespace
 
     def _words_of(self, tokens: list[int]) -> np.ndarray:
         words = np.zeros(self._num_words, np.uint32)

@@ -2,8 +2,8 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """What a grammar must know of the tokenizer: the bytes of every token, and which end a text."""
 
-import json
-from collections.abc import Callable
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,31 @@ def is_plain(token: bytes) -> bool:
     return bool(text) and min(text) >= " " and '"' not in text and "\\" not in text
 
 
-def words_where(tokens: list[bytes], num_words: int, test: Callable[[bytes], bool]) -> np.ndarray:
-    """int32 [num_words], as in Matcher.fill: the tokens with a text that passes `test`."""
-    flags = np.zeros(num_words * 32, np.bool_)
-    flags[: len(tokens)] = [bool(text) and test(text) for text in tokens]
-    return np.packbits(flags, bitorder="little").view(np.int32)
+def words_where(flags: Sequence[bool] | np.ndarray) -> np.ndarray:
+    """The tokens whose flag is set, as in Matcher.fill."""
+    bits = np.zeros(-(-len(flags) // 32) * 32, np.bool_)
+    bits[: len(flags)] = flags
+    return np.packbits(bits, bitorder="little").view(np.int32)
+
+
+class Beginnings:
+    """The tokens by the letters that they begin with, as in Matcher.fill."""
+
+    def __init__(self, tokens: list[bytes]) -> None:
+        self._tokens = tokens
+        self._first = np.array([token[0] if token else -1 for token in tokens], np.int16)
+
+    def any(self) -> np.ndarray:
+        """Those that have a text."""
+        return words_where(self._first >= 0)
+
+    def of(self, letters: bytes, whole: bytes | None = None) -> np.ndarray:
+        """Those that begin with one of the letters, and all of whose text matches `whole`."""
+        flags = np.isin(self._first, list(letters))
+        if whole is not None:
+            found, matches = np.flatnonzero(flags), re.compile(whole).fullmatch
+            flags[found] = [matches(self._tokens[i]) is not None for i in found.tolist()]
+        return words_where(flags)
 
 
 def read_vocabulary(path: str, logits_width: int, eos_token_ids: list[int]) -> Vocabulary:
@@ -77,23 +97,43 @@ def _read_gguf(path: str) -> tuple[list[dict[str, Any]], dict[str, int], set[int
     return decoders, {token: i for i, token in enumerate(tokens)}, special
 
 
+class _Added(msgspec.Struct):
+    content: str
+    special: bool = False
+    id: int = -1  # the name of its entry, in tokenizer_config.json
+
+
+class _Model(msgspec.Struct):
+    vocab: dict[str, int] | list[tuple[str, float]]
+
+
+class _Tokenizer(msgspec.Struct):
+    """Of tokenizer.json what is asked here: the merges are most of it."""
+
+    model: _Model
+    added_tokens: list[_Added] | None = None
+    decoder: dict[str, Any] | None = None
+
+
+class _Config(msgspec.Struct):
+    added_tokens_decoder: dict[int, _Added] = {}
+
+
 def _read_json(path: str) -> tuple[list[dict[str, Any]], dict[str, int], set[int]]:
     folder = Path(path)
-    data = json.loads((folder / "tokenizer.json").read_text("utf-8"))
-    entries = data["model"]["vocab"]
-    if isinstance(entries, dict):
-        vocab = dict(entries)
-    else:  # unigram: [token, score] by id
-        vocab = {token: i for i, (token, _) in enumerate(entries)}
+    data = msgspec.json.decode((folder / "tokenizer.json").read_bytes(), type=_Tokenizer)
+    vocab = data.model.vocab
+    if isinstance(vocab, list):  # unigram: [token, score] by id
+        vocab = {token: i for i, (token, _) in enumerate(vocab)}
     special = set()
-    added = {token["id"]: token for token in data.get("added_tokens") or ()}
+    added = {token.id: token for token in data.added_tokens or ()}
     config = folder / "tokenizer_config.json"
     if config.is_file():  # may declare added tokens that tokenizer.json lacks
-        declared = json.loads(config.read_text("utf-8")).get("added_tokens_decoder", {})
-        added = {int(i): token for i, token in declared.items()} | added
+        declared = msgspec.json.decode(config.read_bytes(), type=_Config)
+        added = declared.added_tokens_decoder | added
     for i, token in added.items():
-        vocab[token["content"]] = i
-        if token.get("special"):
+        vocab[token.content] = i
+        if token.special:
             special.add(i)
-    decoder = data.get("decoder") or {}
+    decoder = data.decoder or {}
     return decoder.get("decoders", [decoder] if decoder else []), vocab, special
