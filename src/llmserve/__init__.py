@@ -1,15 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
-"""llmserve: an OpenAI-compatible inference server for language models."""
+"""llmserve: an OpenAI-compatible inference server for language models.
 
-from importlib.metadata import PackageNotFoundError, version
+Nothing is imported here: what a program does about signals (`__main__`) comes right after.
+"""
 
-from llmserve.utils.registry import load
-
-try:
-    __version__ = version("llmserve")
-except PackageNotFoundError:  # run from a source tree that was never installed
-    __version__ = "0.0.0"
+__version__: str
 
 _LAZY = {
     "LLM": "llmserve.frontend.llm:LLM",
@@ -34,6 +30,19 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     """Imports public names at first use, so that `import llmserve` costs nothing."""
+    if name == "__version__":
+        return _version()
     if name in _LAZY:
+        from llmserve.utils.registry import load
+
         return load(_LAZY[name])
     raise AttributeError(f"module 'llmserve' has no attribute {name!r}")
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("llmserve")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "0.0.0"

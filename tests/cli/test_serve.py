@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+import os
+import signal
 import socket
 import stat
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -171,14 +174,14 @@ def supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     engine: Any = SimpleNamespace(model=None)
     sock: Any = None
     config = ServerConfig(engine_hang_timeout=5, shutdown_timeout=600, api_server_count=1)
-    found = Supervisor(engine, config, sock)
+    found = Supervisor(engine, config, sock, [])
     found._announced = True
     return found
 
 
 def test_a_server_that_starts_while_the_signal_comes_is_told_too(supervisor: Any) -> None:
     supervisor.apis.lost_slot = 0, "gone"
-    supervisor.apis.before_start = lambda: supervisor.on_signal(15, None)
+    supervisor.apis.before_start = lambda: supervisor._signals.append(15)
     assert supervisor.run() == 0
     assert supervisor.apis.told == [True]
 
@@ -201,7 +204,39 @@ def test_an_engine_is_not_hung_where_we_were_stopped_with_it(
     clock.now += 0.4
     assert supervisor._trouble().hung
     beat.idle()
-    supervisor.on_signal(15, None)
+    supervisor._signals.append(15)
     clock.now += 3600.0
     assert supervisor.run() == 0
     assert not supervisor.engine.deaths
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Those of the tests are put back."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_signals_that_come_while_it_launches(
+    handlers: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are heeded once there is something to end, and the socket's path goes either way."""
+    path = tmp_path / "s"
+
+    def launch(engine: Any, server: Any, sock: Any, signals: list[int]) -> Any:
+        assert path.is_socket()
+        os.kill(os.getpid(), signal.SIGINT)
+        if fails:
+            raise OSError("no process")
+        return SimpleNamespace(run=lambda: len(signals), close=list, on_sigusr1=signal.SIG_DFL)
+
+    monkeypatch.setattr(module, "Supervisor", launch)
+    fails = False
+    assert run(["--uds", str(path)]) == 1 and not path.exists()
+    fails = True
+    with pytest.raises(OSError, match="no process"):
+        run(["--uds", str(path)])
+    assert not path.exists()

@@ -165,7 +165,7 @@ def test_ctrl_c_while_it_starts(qwen3: Path) -> None:
     while not server.output:
         time.sleep(0.02)
     server.pids = [server.process.pid]
-    assert server.stop(signal.SIGINT) in (0, 130)
+    assert server.stop(signal.SIGINT) == 0
     assert "Traceback" not in server.text
     server.check_gone()
 

@@ -87,8 +87,9 @@ def no_mixin(source: Source) -> Iterator[tuple[int, str]]:
 
 
 def imports_at_top(source: Source) -> Iterator[tuple[int, str]]:
-    """Own imports stand at the top of a file; only utils/registry.py imports by name."""
-    if source.path == "utils/registry.py":
+    """Own imports stand at the top of a file, but of those that come before the program is ready to
+    be interrupted; only utils/registry.py imports by name."""
+    if source.path in ("utils/registry.py", "__init__.py", "__main__.py"):
         return
     for function in source.nodes:
         if not isinstance(function, _FUNCTION):

@@ -92,7 +92,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         try:
             name, rest = _find(argv)
-            code: int = COMMANDS.load(name)(rest)
+            command = COMMANDS.load(name)
+            if name != "serve" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+            code: int = command(rest)
             return code
         finally:
             sys.stdout.flush()

@@ -148,13 +148,14 @@ class Supervisor:
     Those that are left are told: the API servers of a lost engine, the engine of a lost API server.
     """
 
-    def __init__(self, engine: EngineConfig, server: ServerConfig, sock: socket.socket) -> None:
+    def __init__(
+        self, engine: EngineConfig, server: ServerConfig, sock: socket.socket, signals: list[int]
+    ) -> None:
         self._server = server
         self._sock = sock
         self._info: ModelInfo | None = None  # of the engine as it is now
         self._announced = False
-        self._timeout = server.shutdown_timeout
-        self._signals = 0
+        self._signals = signals  # the first asks for a drain, the second ends everything now
         self._wants_stacks = False
         self._watchdog = Watchdog()
         self._said = ""  # by an API server that gave up
@@ -169,12 +170,6 @@ class Supervisor:
         except OSError:
             self.engine.shutdown(0.0)
             raise
-
-    def on_signal(self, signum: int, frame: FrameType | None) -> None:
-        """The first asks for a drain, the second ends everything now."""
-        self._signals += 1
-        if self._signals > 1:
-            self._timeout = 0.0
 
     def on_sigusr1(self, signum: int, frame: FrameType | None) -> None:
         """Asks for the stacks of all processes."""
@@ -268,11 +263,12 @@ class Supervisor:
         return 2 if trouble.user_error else 1
 
     def _drain(self) -> int:
-        logger.info("shutting down; requests in flight get %g s", self._timeout)
+        timeout = self._server.shutdown_timeout
+        logger.info("shutting down; requests in flight get %g s", timeout)
         self.apis.terminate()  # one that was just started too
-        end = time.monotonic() + self._timeout + _GOODBYE_S
+        end = time.monotonic() + timeout + _GOODBYE_S
         told = False
-        while self.apis.alive() and time.monotonic() < end and self._signals < 2:
+        while self.apis.alive() and time.monotonic() < end and len(self._signals) < 2:
             self.client.wait(_WATCH_INTERVAL_S)
             self.client.receive()
             if not told and (self._hangs() or not self.engine.alive()):
@@ -283,7 +279,7 @@ class Supervisor:
     def close(self) -> None:
         """Ends what is left, and removes the sockets."""
         self.apis.end(0.0)
-        self.engine.shutdown(0.0 if self._signals > 1 else _GOODBYE_S)
+        self.engine.shutdown(0.0 if len(self._signals) > 1 else _GOODBYE_S)
         self.client.close()
 
 
@@ -296,15 +292,18 @@ def run(argv: list[str]) -> int:
     engine = EngineConfig.from_flags(**flags)
     envs.set_log_format(server.log_format)
     configure("Supervisor")
+    signals: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda signum, frame: signals.append(signum))
     with listen(server) as sock:
-        supervisor = Supervisor(engine, server, sock)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, supervisor.on_signal)
-        signal.signal(signal.SIGUSR1, supervisor.on_sigusr1)
         try:
-            return supervisor.run()
+            supervisor = Supervisor(engine, server, sock, signals)
+            signal.signal(signal.SIGUSR1, supervisor.on_sigusr1)
+            try:
+                return supervisor.run()
+            finally:
+                supervisor.close()
         finally:
-            supervisor.close()
             if server.uds:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(server.uds)
