@@ -21,6 +21,7 @@ from llmserve.core.messages import (
     UtilityCall,
     UtilityResult,
 )
+from llmserve.engine import client as client_module
 from llmserve.engine import process as process_module
 from llmserve.engine.channel import Codec, engine_address, push_socket
 from llmserve.engine.client import EngineClient
@@ -37,6 +38,31 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineProcess]:
     process.shutdown()
     assert not process.alive()
     assert not Path(process.run_dir).exists()
+
+
+def test_what_is_too_large_for_one_message_comes_in_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests of one step, each within its limit, had more than a client's socket takes."""
+    path = tmp_path / "sitecustomize.py"
+    path.write_text(
+        "import llmserve.engine.channel as channel\n"
+        "channel.MAX_FROM_ENGINE_BYTES = 1 << 20\nchannel._PART_BYTES = 1 << 17\n"
+    )
+    monkeypatch.setattr(client_module, "MAX_FROM_ENGINE_BYTES", 1 << 20)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    process = launch_engine(fake_config(tmp_path, max_num_batched_tokens=2048))
+    client = process.connect(0)
+    try:
+        process.wait_ready(client)
+        for wire_id in range(8):  # 1.6 MB in one step
+            client.send(request(0, wire_id, [5] * 200, prompt_logprobs=128, max_tokens=2))
+        one = Listener(client).until(lambda it: all(it.finished(i) for i in range(8)))
+        for extras in one.extras.values():
+            assert sum(it.prompt_logprobs.n for it in extras if it.prompt_logprobs) == 199
+    finally:
+        client.close()
+        process.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -93,6 +93,10 @@ def test_logprobs_limit() -> None:
         assert getattr(make({name: -1}, max_logprobs=-1)[0], name) == 400
         assert getattr(make({name: -1}, max_logprobs=400)[0], name) == 400
         refused("400", name, {name: 401}, max_logprobs=-1)
+    limits = {"max_logprobs": -1, "max_model_len": 1 << 20, "logits_width": 1 << 20}
+    assert make({"prompt_logprobs": 1023}, 1 << 12, **limits)
+    says = "prompt_logprobs: 1025 for each of the prompt's 4096 tokens are 4198400; .* 4194304"
+    refused(says, "prompt_logprobs", {"prompt_logprobs": 1024}, 1 << 12, **limits)
 
 
 @pytest.mark.parametrize("bad", [-1, 400, 2**31, 2**63])
@@ -108,6 +112,9 @@ def test_token_ids_are_held_to_the_logits_width(bad: int) -> None:
         399: 1.0
     }
     refused("token ids", "logit_bias", {"logit_bias": {"x": 1.0}})
+    assert make({"stop_token_ids": [good] * 400})
+    says = "at most 400 token ids, got 401"  # so that a message has a size
+    refused(says, "stop_token_ids", {"stop_token_ids": [good] * 401})
     ids = processor().encode_prompt([5, bad], add_special_tokens=True, param="prompt[2]")
     with pytest.raises(RequestError, match=f"{bad} is not from 0 to 399") as caught:
         asyncio.run(ids)

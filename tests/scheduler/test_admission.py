@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from llmserve.core import sampling_params
 from llmserve.core.messages import EngineRequest, RequestExtra
 from llmserve.core.sampling_params import SamplingParams
 from tests.helpers.fake_worker import VOCABULARY
@@ -40,9 +41,13 @@ def _refused(episode: Episode, message: EngineRequest) -> RequestExtra:
         (_message([-1]), "invalid_request_error", "-1 is outside 0 to 96"),
         (_message([1], stop_token_ids=[97]), "integer_above_max_value", "stop_token_ids"),
         (_message([1], logprobs=98), "integer_above_max_value", "logprobs"),
+        (_message([1] * 63, prompt_logprobs=9), "integer_above_max_value", "630; .* at most 629"),
     ],
 )
-def test_bad_requests_are_answered(message: EngineRequest, error: str, says: str) -> None:
+def test_bad_requests_are_answered(
+    message: EngineRequest, error: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling_params, "MAX_PROMPT_LOGPROBS", 629)
     episode = _episode()
     extra = _refused(episode, message)
     assert extra.error == error and re.search(says, extra.message or "")

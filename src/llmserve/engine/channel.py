@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+import numpy as np
 import zmq
 
-from llmserve.core.messages import FromEngine, ToEngine
+from llmserve.core.messages import EngineOutputs, FromEngine, RequestExtra, ToEngine
 from llmserve.errors import RequestError
 
 T = TypeVar("T")
 
 MAX_TO_ENGINE_BYTES = 128 << 20  # a prompt of 4 bytes a token, and its parameters
-MAX_FROM_ENGINE_BYTES = 512 << 20  # a step of whole-vocabulary log-probabilities
+MAX_FROM_ENGINE_BYTES = 512 << 20  # what comes in `parts` is far below
+_PART_BYTES = 64 << 20  # of log-probabilities; those of one request may be as many by themselves
 
 
 def engine_address(run_dir: str, engine: int = 0) -> str:
@@ -83,6 +85,30 @@ def _decode(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T:
         return decoder.decode(data)
     except (UnicodeDecodeError, OverflowError, RecursionError, RequestError) as error:
         raise msgspec.DecodeError(str(error)) from None  # of text, numbers, depth and parameters
+
+
+def parts(news: EngineOutputs) -> list[EngineOutputs]:
+    """`news`, cut between requests where their log-probabilities are many."""
+    groups: list[dict[int, RequestExtra]] = [{}]
+    size = 0
+    for wire_id, extra in news.extras.items():
+        more = sum(8 * it.n * it.width for it in (extra.logprobs, extra.prompt_logprobs) if it)
+        size += more
+        if more and size > _PART_BYTES and groups[-1]:
+            groups.append({})
+            size = more
+        groups[-1][wire_id] = extra
+    if len(groups) == 1:
+        return [news]
+    ids, tokens = np.frombuffer(news.ids, np.uint32), np.frombuffer(news.tokens, np.int32)
+    group_of = {wire_id: i for i, group in enumerate(groups) for wire_id in group}
+    owners = np.array([group_of.get(wire_id, 0) for wire_id in ids.tolist()], np.int64)
+    return [
+        EngineOutputs(
+            ids=ids[owners == i].tobytes(), tokens=tokens[owners == i].tobytes(), extras=group
+        )
+        for i, group in enumerate(groups)
+    ]
 
 
 def drain(pull: zmq.Socket[bytes]) -> list[bytes]:

@@ -31,6 +31,7 @@ from llmserve.engine.channel import (
     drain,
     engine_address,
     heartbeat_path,
+    parts,
     pull_socket,
     push_socket,
 )
@@ -110,8 +111,9 @@ class EngineCoreProc:
                 stats = core.stats()
                 stats.num_dropped_frames = self.num_bad_messages
                 for client, news in outputs.items():
-                    news.stats = stats
-                    self.send(client, news)
+                    for part in parts(news):
+                        part.stats = stats
+                        self.send(client, part)
 
     def _add_others(self, outputs: dict[int, EngineOutputs], busy: bool) -> None:
         """Clients without news learn how the engine stands too: now and then, and at the end."""

@@ -310,6 +310,7 @@ class InputProcessor:
         if any(getattr(params, name) != value for name, value in changes.items()):
             params = params.clone(**changes)
         params.check_token_ids(self.model.logits_width)
+        params.check_prompt_logprobs(prompt_len)
         return params, clamped
 
     def make_grammar(self, params: StructuredOutputsParams) -> GrammarSpec:

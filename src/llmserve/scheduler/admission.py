@@ -37,6 +37,7 @@ class Admission:
         """Raises RequestError for what can never run, OverloadedError where too many wait."""
         self._check_prompt(message)
         message.params.check_token_ids(self.logits_width)
+        message.params.check_prompt_logprobs(len(message.prompt) // 4)
         request = Request(message, self.max_model_len, self.eos_token_ids)
         self._check_pool(request)
         self._check_queue(request, num_waiting, num_waiting_tokens)
