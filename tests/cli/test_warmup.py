@@ -12,7 +12,7 @@ import torch
 
 from llmserve.cli import warmup
 from llmserve.errors import ConfigError
-from llmserve.kernels.compilations import compilations
+from llmserve.kernels.compilations import Compilations, compilations
 from llmserve.worker.device import DeviceInfo, present_card
 from tests.helpers.dummy_model import write_dummy_model
 
@@ -24,8 +24,8 @@ def test_cards_that_are_not_there(
 
     def compile_steps(description: Any, dtype: torch.dtype, card: Any, **sizes: int) -> None:
         calls.append((description.architecture, dtype, card.arch, sizes))
-        compilations().counts["triton"] += 5
-        compilations().counts["triton_load"] += 2
+        compilations().compiled.update(f"{card.arch} {i}" for i in range(5))
+        compilations().found.update(f"{card.arch} {i}" for i in range(3, 7))  # two, but for ours
 
     monkeypatch.setattr(warmup, "compile_steps", compile_steps)
     folder = str(write_dummy_model(tmp_path, torch_dtype="bfloat16"))
@@ -49,6 +49,8 @@ def test_the_card_that_is_there(
     def build(given: Any, description: Any) -> tuple[Core, None]:
         nonlocal config
         config = given
+        compilations().compiled.update(("by", "others"))
+        compilations().found.update(("by", "there"))
         return Core(), None
 
     config: Any = None
@@ -58,7 +60,7 @@ def test_the_card_that_is_there(
     monkeypatch.setattr(warmup, "build", build)
     assert warmup.run([folder, "--max-num-seqs", "3"]) == 0
     assert ended == ["dummy"] and config.scheduler.max_num_seqs == 3
-    assert capsys.readouterr().out.startswith("Card 1: 0 kernels compiled, 0 were in the cache, ")
+    assert capsys.readouterr().out.startswith("Card 1: 2 kernels compiled, 1 were in the cache, ")
 
 
 def test_without_a_card_one_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,6 +69,14 @@ def test_without_a_card_one_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(warmup, "detect", lambda requested: info)
     with pytest.raises(ConfigError, match="there is no CUDA device: name the cards"):
         warmup.run([folder])
+
+
+@pytest.fixture(autouse=True)
+def counter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each test its own."""
+    own = Compilations()
+    monkeypatch.setattr(sys.modules[__name__], "compilations", lambda: own)
+    monkeypatch.setattr(warmup, "compilations", lambda: own)
 
 
 @pytest.mark.gpu

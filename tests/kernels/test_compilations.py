@@ -38,6 +38,7 @@ if not envs.TRITON_INTERPRET:
                 gated_act_triton(torch.empty(3, 64, device="meta"), "silu")  # in memory
             kernel.device_caches.pop("sm_90")  # as in another process
         assert counter.since(before) == {"triton": 1, "triton_load": 1}
+        assert len(counter.compiled) == 1 and counter.found == counter.compiled
         assert list(counter.recent) == ["triton _gated_act_kernel", "triton_load _gated_act_kernel"]
         assert heard == [False, True]  # whoever listened before still does
         assert counter.since(dict(counter.counts)) == {}

@@ -4,11 +4,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from llmserve import envs
+from llmserve.kernels.compilations import Compilations
 from llmserve.kernels.triton_jit import Card
-from llmserve.worker import compile_ahead
+from llmserve.worker import compile_ahead, compile_steps
 from llmserve.worker.compile_ahead import CompileStart, StepCompilers
 from llmserve.worker.compile_steps import compile_part
 from tests.helpers.tiny_runner import describe_tiny
@@ -22,8 +24,9 @@ class Process:
     started: list[CompileStart] = []
     code = 0
 
-    def __init__(self, module: str, start: CompileStart) -> None:
-        assert module == "llmserve.worker.compile_steps"
+    def __init__(self, module: str, start: CompileStart, pass_fds: tuple[int, ...]) -> None:
+        assert module == "llmserve.worker.compile_steps" and pass_fds == (start.report_fd,)
+        os.write(start.report_fd, f"one-of-all\nof-{start.part[0]}".encode())
         self.started.append(start)
         self.process = self
         self.ended = False
@@ -74,6 +77,33 @@ def test_a_process_that_fails_is_started_again_next_time(
     assert (compilers(), compilers()) == (3, 0)
 
 
+def test_what_the_processes_compiled_is_told(
+    compilers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = Compilations()
+    monkeypatch.setattr(compile_ahead, "compilations", lambda: told)
+    assert compilers() == 3
+    assert told.compiled == {"one-of-all", "of-0", "of-1", "of-2"} and not told.found
+
+
+def test_a_process_tells_what_it_has_compiled_even_if_it_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = Compilations()
+    monkeypatch.setattr(compile_steps, "compilations", lambda: made)
+
+    def compile_some(*args: Any, **sizes: Any) -> None:
+        made.compiled.update(("a", "b"))
+        raise OSError("no space left")
+
+    monkeypatch.setattr(compile_steps, "compile_steps", compile_some)
+    report, theirs = os.pipe()
+    with pytest.raises(OSError, match="no space"):
+        compile_part(msgspec.structs.replace(START, report_fd=theirs))
+    with open(report) as lines:
+        assert sorted(lines.read().split()) == ["a", "b"]
+
+
 def test_two_cores_are_left_to_the_start(compilers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(3))
     assert compilers() == 0
@@ -97,7 +127,9 @@ if not envs.TRITON_INTERPRET:
         for part in ((0, 1), (0, 3), (1, 3), (2, 3)):
             seen.append(set())
             fields = {name: getattr(START, name) for name in START.__struct_fields__}
-            compile_part(CompileStart(**(fields | {"part": part})))
+            with open(os.devnull, "w") as sink:
+                fd = os.dup(sink.fileno())
+            compile_part(CompileStart(**(fields | {"part": part, "report_fd": fd})))
         whole, *parts = seen
         assert whole == set.union(*parts) and len(whole) > 20
         assert sum(map(len, parts)) == len(whole) and all(parts)

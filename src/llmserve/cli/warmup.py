@@ -36,7 +36,7 @@ def warm_absent(config: EngineConfig, cards: str) -> None:
     """Compiles for each of `cards`, and prints how many kernels."""
     description = describe(config.model, config.load)
     for card in parse_cards(cards):
-        began, before = time.monotonic(), dict(compilations().counts)
+        began, before = time.monotonic(), _kernels()
         device = DeviceInfo("cuda", card.name, card.arch // 10, _MEMORY, True, 0)
         resolved = resolve(config, Facts(description, device))
         rows, length = resolved.scheduler.max_num_seqs, resolved.model.max_model_len
@@ -51,17 +51,23 @@ def warm_absent(config: EngineConfig, cards: str) -> None:
 
 def warm_present(config: EngineConfig) -> None:
     """Starts an engine with dummy weights, graphs and all, and ends it."""
-    began, before = time.monotonic(), dict(compilations().counts)
+    began, before = time.monotonic(), _kernels()
     core, _ = build(config, describe(config.model, config.load))
     core.shutdown()
     _report(detect("auto").name, before, began)
 
 
-def _report(name: str, before: dict[str, int], began: float) -> None:
-    since = compilations().since(before)
+def _kernels() -> tuple[set[str], set[str]]:
+    """Those compiled so far, whoever did it, and those that were there."""
+    compiled = set(compilations().compiled)
+    return compiled, compilations().found - compiled
+
+
+def _report(name: str, before: tuple[set[str], set[str]], began: float) -> None:
+    compiled, found = (len(now - then) for now, then in zip(_kernels(), before, strict=True))
     print(
-        f"{name}: {since.get('triton', 0)} kernels compiled, {since.get('triton_load', 0)} were in "
-        f"the cache, {time.monotonic() - began:.1f} s"
+        f"{name}: {compiled} kernels compiled, {found} were in the cache, "
+        f"{time.monotonic() - began:.1f} s"
     )
 
 

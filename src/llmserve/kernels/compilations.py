@@ -23,10 +23,14 @@ _FLASHINFER = "flashinfer.jit.core"
 
 
 class Compilations:
-    """`counts` by kind since `watch` was first called; `recent` names the last ones."""
+    """`counts` by kind since `watch` was first called; `recent` names the last ones. Of Triton's
+    kernels, by hash: which were `compiled`, by processes that this one started too, and which were
+    `found` in the cache."""
 
     def __init__(self) -> None:
         self.counts = dict.fromkeys(COMPILATION_KINDS, 0)
+        self.compiled: set[str] = set()
+        self.found: set[str] = set()
         self.recent: deque[str] = deque(maxlen=32)
         self._watched: set[str] = set()
 
@@ -52,10 +56,11 @@ class Compilations:
     def _watch_triton(self) -> None:
         other = knobs.compilation.listener
 
-        def listen(*, src: Any, cache_hit: bool, **rest: Any) -> None:
+        def listen(*, src: Any, metadata: Any, cache_hit: bool, **rest: Any) -> None:
             self._add("triton_load" if cache_hit else "triton", src.name)
+            (self.found if cache_hit else self.compiled).add(metadata["hash"])
             if other is not None:
-                other(src=src, cache_hit=cache_hit, **rest)
+                other(src=src, metadata=metadata, cache_hit=cache_hit, **rest)
 
         knobs.compilation.listener = listen
 

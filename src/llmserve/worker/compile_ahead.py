@@ -16,6 +16,7 @@ import time
 import msgspec
 
 from llmserve.config.hf import ModelDescription
+from llmserve.kernels.compilations import compilations
 from llmserve.kernels.compile_only import cache_folder, kernels_id
 from llmserve.kernels.triton_jit import Card
 from llmserve.utils.child import Child
@@ -37,6 +38,7 @@ class CompileStart(msgspec.Struct):
     max_model_len: int
     block_size: int
     part: tuple[int, int] = (0, 1)
+    report_fd: int = -1  # takes the hashes of what was compiled, a line each
 
 
 class StepCompilers:
@@ -44,6 +46,7 @@ class StepCompilers:
 
     def __init__(self, start: CompileStart) -> None:
         self._children: list[Child] = []
+        self._reports: list[int] = []
         folder = cache_folder()
         if folder is None:
             return
@@ -52,10 +55,12 @@ class StepCompilers:
         count = min(_PROCESSES, len(os.sched_getaffinity(0)) // 2)
         if count > 1 and not self._mark.exists():
             logger.info("compiling kernels for this card and model, by %d processes", count)
-            self._children = [
-                Child("llmserve.worker.compile_steps", msgspec.structs.replace(start, part=part))
-                for part in ((i, count) for i in range(count))
-            ]
+            for index in range(count):
+                report, theirs = os.pipe()
+                part = msgspec.structs.replace(start, part=(index, count), report_fd=theirs)
+                self._children.append(Child("llmserve.worker.compile_steps", part, (theirs,)))
+                self._reports.append(report)
+                os.close(theirs)
 
     def wait(self) -> None:
         """Until all is compiled; what a process left out is compiled when it is first launched."""
@@ -68,7 +73,10 @@ class StepCompilers:
             except subprocess.TimeoutExpired:
                 codes.append(-1)
             child.end(0.0)
-        self._children = []
+        for report in self._reports:
+            with open(report) as lines:
+                compilations().compiled.update(lines.read().split())
+        self._children, self._reports = [], []
         if any(codes):
             logger.warning("processes that compile kernels ended with codes %s", codes)
             return

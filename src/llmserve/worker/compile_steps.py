@@ -15,6 +15,7 @@ from llmserve.attention.base import AttentionMetadata
 from llmserve.attention.triton_paged import TritonPagedAttention
 from llmserve.config.hf import ModelDescription
 from llmserve.errors import ConfigError
+from llmserve.kernels.compilations import compilations
 from llmserve.kernels.compile_only import Compiled, compile_only
 from llmserve.kernels.draw import draw_rows_triton
 from llmserve.kernels.penalties import penalize_triton
@@ -135,11 +136,16 @@ def _draw(width: int) -> None:
 
 
 def compile_part(start: CompileStart) -> None:
-    """A process's part."""
-    compile_steps(
-        start.description, DTYPES[start.dtype], start.card, max_rows=start.max_rows,
-        max_model_len=start.max_model_len, block_size=start.block_size, part=start.part,
-    )  # fmt: skip
+    """A process's part; what it has compiled goes to `report_fd`, into a pipe that holds 64 KiB."""
+    compilations().watch()
+    with open(start.report_fd, "w") as report:
+        try:
+            compile_steps(
+                start.description, DTYPES[start.dtype], start.card, max_rows=start.max_rows,
+                max_model_len=start.max_model_len, block_size=start.block_size, part=start.part,
+            )  # fmt: skip
+        finally:
+            report.write("\n".join(compilations().compiled))
 
 
 if __name__ == "__main__":
