@@ -45,6 +45,17 @@ def test_checks_name_flag_and_value() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "value"), [("host", ""), ("uds", ""), ("api_key", ["k", ""]), ("api_key", [""])]
+)
+def test_a_text_that_is_empty_is_no_default(name: str, value: Any) -> None:
+    """`--api-key "$KEY"` without KEY served everybody, and an empty host is every interface."""
+    flag = name.replace("_", "-")
+    with pytest.raises(ConfigError, match=f"--{flag} must not be empty, got "):
+        ServerConfig(**{name: value})
+    assert ServerConfig(root_path="").root_path == EngineConfig.from_flags(model="").model.model
+
+
+@pytest.mark.parametrize(
     ("flags", "message"),
     [
         ({"max_num_seqs": "abc"}, "--max-num-seqs must be a whole number of 64 bits, got 'abc'"),

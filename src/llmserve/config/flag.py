@@ -93,6 +93,9 @@ def check_all(group: Any) -> None:
             raise ConfigError(f"{name} must be {_kind_name(kind)}, got {value!r}")
         if value is None:
             continue
+        empty = "" in value if isinstance(value, list) else value == ""
+        if empty and field.default != "":  # as of a shell's variable that is not set
+            raise ConfigError(f"{flag_name(field.name)} must not be empty, got {value!r}")
         if info.choices and value not in info.choices:
             raise ConfigError(
                 f"{flag_name(field.name)} must be one of {', '.join(info.choices)}, got {value!r}"
