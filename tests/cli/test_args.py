@@ -249,11 +249,27 @@ def test_other_commands_know_nothing_of_vllm() -> None:
         (b"config: other.yaml", "--config belongs on the command line"),
         (b"help: all", "--help belongs on the command line"),
         (b"model: \xff", "can't decode byte 0xff"),
+        (b"api-key: [0123]", "--api-key must be text, got 83; put it in quotes"),
+        (b"api-key: [a, ~]", "--api-key must be text, got None; put it in quotes"),
+        (b"tokenizer: off", "--tokenizer must be text, got False; put it in quotes"),
         (b"hf-overrides: {a: 2020-01-01}", "--hf-overrides must be a JSON object: "),
         (b"hf-overrides: &x {a: *x}", "--hf-overrides must be a JSON object: Circular"),
         (b"hf-overrides: " + b"{a: " * 3000 + b"1" + b"}" * 3000, "recursion"),
     ],
-    ids=["list", "object", "switch", "config", "help", "utf8", "date", "circular", "deep"],
+    ids=[
+        "list",
+        "object",
+        "switch",
+        "config",
+        "help",
+        "utf8",
+        "octal",
+        "null",
+        "off",
+        "date",
+        "circular",
+        "deep",
+    ],
 )
 def test_yaml_values_of_another_kind_are_one_line(
     tmp_path: Path, text: bytes, message: str

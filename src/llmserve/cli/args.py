@@ -252,6 +252,14 @@ def _merge(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _no_text(value: Any, option: Option | None) -> str | None:
+    """What YAML reads as something else though the flag is text."""
+    if option is None or option.word_type is not str or value is None:
+        return None
+    words = value if isinstance(value, list) else [value]
+    return next((repr(word) for word in words if not isinstance(word, str)), None)
+
+
 def _yaml_words(path: str, options: Mapping[str, Option]) -> list[str]:
     """A YAML mapping of flags as the command line that means the same."""
     import yaml
@@ -277,6 +285,8 @@ def _yaml_words(path: str, options: Mapping[str, Option]) -> list[str]:
                 raise ConfigError(f"--{name} must be a JSON object: {error}") from None
         elif isinstance(value, dict | list) and not (option is None or option.info.repeat):
             raise ConfigError(f"--{name} takes one value, got {value!r}")
+        elif (other := _no_text(value, option)) is not None:  # a key 0123 would be 83, no False
+            raise ConfigError(f"--{name} must be text, got {other}; put it in quotes")
         elif isinstance(value, bool):
             words.append(f"--{name}" if value else f"--no-{name}")
         elif isinstance(value, list):
