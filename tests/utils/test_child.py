@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from llmserve import envs
+from llmserve.errors import ConfigError
 from llmserve.utils.child import (
     WHEN_STUCK,
     Child,
@@ -156,6 +157,17 @@ def test_folders_of_killed_owners_are_removed(
     os.utime(other, (0, 0))
     sweep_run_dirs()
     assert {path.name for path in tmp_path.iterdir()} == {Path(own).name, "llmserve-fresh", "file"}
+
+
+def test_a_folder_too_deep_for_sockets_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    monkeypatch.setattr(envs, "RUNTIME_DIR", deep)
+    with pytest.raises(ConfigError, match=f"folder for sockets in {deep}: too long a path"):
+        make_run_dir()
+    assert not list(deep.iterdir())
 
 
 @pytest.mark.parametrize("sent", [b"", b"\x05\0\0", b"\x05\0\0\0\0\0\0\0\1ab"], ids=len)

@@ -167,7 +167,7 @@ class Supervisor:
             self.client = self.engine.connect(SUPERVISOR)  # hears what the engine says of itself
             self.apis = ApiServers(server, engine.model, sock, self.engine, self.client)
             self.apis.set_count(count)
-        except OSError:
+        except BaseException:  # boundary: what was started must not outlive the failure
             self.engine.shutdown(0.0)
             raise
 

@@ -8,6 +8,7 @@ that came: the kernel kills it (Linux), and it reads the socket's end of file as
 
 import contextlib
 import ctypes
+import errno
 import faulthandler
 import fcntl
 import os
@@ -35,6 +36,7 @@ WHEN_STUCK = signal.SIGRTMIN
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _DUMP_S = 0.3  # for the stacks of a process to be written
 _RUN_DIR = "llmserve-"
+_LONGEST = 107 - len("/client-65535.sock")  # bytes: what a Unix socket's path may have, but NUL
 _UNLOCKED_S = 10.0  # an empty folder this young may be about to get its owner's lock
 _locks: list[int] = []  # of this process's folders, held until it ends
 
@@ -171,6 +173,10 @@ def make_run_dir() -> str:
     path = ""
     try:
         path = tempfile.mkdtemp(prefix=_RUN_DIR, dir=envs.RUNTIME_DIR)
+        if len(os.fsencode(path)) > _LONGEST:
+            raise OSError(
+                errno.ENAMETOOLONG, "too long a path (of XDG_RUNTIME_DIR or TMPDIR)"
+            )
         lock = os.open(path, os.O_RDONLY)
     except OSError as error:
         if path:
