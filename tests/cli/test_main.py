@@ -106,6 +106,21 @@ def test_output_that_cannot_be_written(redirect: str, code: int, last: str) -> N
     assert (run.stderr.splitlines() or [""])[-1] == last and "Traceback" not in run.stderr
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_children_have_the_streams_that_the_shell_closed(closed: str) -> None:
+    """Else an engine has none to write its stacks to, and ends; or a socket takes the number."""
+    child = "import os; [os.fstat(fd) for fd in range(3)]; open(0).read(), os.write(1, b''), "
+    child += "os.write(2, b'')"
+    code = "import subprocess, sys; from llmserve.cli.main import _open_streams; _open_streams(); "
+    code += f"sys.exit(subprocess.run([sys.executable, '-c', {child!r}]).returncode)"
+    run = subprocess.run(
+        ["sh", "-c", f'"$0" -c "$1" {closed}', sys.executable, code],
+        env=envs.child_environment(PYTHONPATH=str(SRC)), stdin=subprocess.DEVNULL,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+
+
 def test_an_unknown_log_level_is_one_line() -> None:
     environment = envs.child_environment(PYTHONPATH=str(SRC), LLMSERVE_LOG_LEVEL="foo")
     command = [sys.executable, "-m", "llmserve", "serve", "/nope", "--port", "0"]

@@ -73,12 +73,18 @@ def _find(argv: list[str]) -> tuple[str, list[str]]:
 
 
 def _open_streams() -> None:
-    """Streams that the shell closed go nowhere; characters that the terminal's encoding lacks are
-    printed as escapes, and bytes that it lacks are read as they are."""
+    """Streams that the shell closed go nowhere, those of children too; characters that the
+    terminal's encoding lacks are printed as escapes, and bytes that it lacks are read as they are.
+    """
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w" if fd else "r"))  # noqa: SIM115
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != fd:  # which it is where no other closed stream comes first
+                os.dup2(nowhere, fd)
+                os.close(nowhere)
+            os.set_inheritable(fd, True)
+            setattr(sys, name, open(fd, "w" if fd else "r", closefd=False))
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace" if fd else "surrogateescape")
 
