@@ -87,6 +87,13 @@ def test_no_weights(tmp_path: Path) -> None:
     assert find(tmp_path, "dummy").files == []
 
 
+def test_a_link_to_itself_is_left_to_who_reads_it(tmp_path: Path) -> None:
+    touch(tmp_path, "config.json")
+    path = tmp_path / "model.safetensors"
+    path.symlink_to(path.name)
+    assert find(tmp_path).files == [str(path)]
+
+
 def test_any_part_of_a_split_gguf_finds_the_first(tmp_path: Path) -> None:
     names = [f"m-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
     touch(tmp_path, *names)

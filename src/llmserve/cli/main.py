@@ -84,7 +84,7 @@ def _open_streams() -> None:
                 os.dup2(nowhere, fd)
                 os.close(nowhere)
             os.set_inheritable(fd, True)
-            setattr(sys, name, open(fd, "w" if fd else "r", closefd=False))
+            setattr(sys, name, open(fd, "w" if fd else "r", closefd=False))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace" if fd else "surrogateescape")
 

@@ -3,6 +3,7 @@
 """From what the user named to local files: folder, .gguf file, hub id, or nothing (the demo)."""
 
 import json
+import os
 import re
 import struct
 from pathlib import Path
@@ -153,7 +154,7 @@ def _check_links(folder: Path) -> None:
     if root.parent.name == "snapshots":
         root = root.parent.parent
     for file in folder.iterdir():
-        if file.is_symlink() and not file.resolve().is_relative_to(root):
+        if file.is_symlink() and not Path(os.path.realpath(file)).is_relative_to(root):
             raise ConfigError(f"{file} is a link to a place outside of the model's folder")
 
 

@@ -174,9 +174,7 @@ def make_run_dir() -> str:
     try:
         path = tempfile.mkdtemp(prefix=_RUN_DIR, dir=envs.RUNTIME_DIR)
         if len(os.fsencode(path)) > _LONGEST:
-            raise OSError(
-                errno.ENAMETOOLONG, "too long a path (of XDG_RUNTIME_DIR or TMPDIR)"
-            )
+            raise OSError(errno.ENAMETOOLONG, "too long a path (of XDG_RUNTIME_DIR or TMPDIR)")
         lock = os.open(path, os.O_RDONLY)
     except OSError as error:
         if path:
