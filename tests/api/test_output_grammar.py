@@ -8,8 +8,6 @@ from typing import Any
 
 import jsonschema
 import pytest
-import xgrammar
-from xgrammar.testing import _is_grammar_accept_string as accepts
 
 from llmserve.api.output_grammar import output_params
 from llmserve.api.tools import read_tools
@@ -18,7 +16,7 @@ from llmserve.errors import RequestError
 from llmserve.parsers.call_grammar import Thought
 from llmserve.parsers.registry import TOOL_PARSERS, choose_parsers
 from llmserve.structured_output.prepare import prepare
-from tests.helpers.grammar import compiled, walk
+from tests.helpers.grammar import accepts, compiled, walk
 from tests.helpers.parsers import Output
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
@@ -55,10 +53,7 @@ def grammar(
     )
     if params is None:
         return None
-    spec = prepare(params, "auto")
-    if spec.kind == "json":
-        return xgrammar.Grammar.from_json_schema(spec.text)
-    return xgrammar.Grammar.from_structural_tag(spec.text)
+    return compiled(prepare(params, "auto"))
 
 
 @pytest.mark.parametrize(
@@ -109,6 +104,7 @@ def test_every_format_compiles_and_its_parser_reads_what_it_accepts(name: str) -
         "json": '{"a": 1}',
         "qwen_xml": "<parameter=a>\n1\n</parameter>\n",
         "minimax_xml": '<parameter name="a">1</parameter>\n',
+        "step3_xml": '<steptml:parameter name="a">1</steptml:parameter>\n',
         "deepseek_xml": '<｜DSML｜parameter name="a" string="false">1</｜DSML｜parameter>\n',
         "deepseek_v4_1_xml": '<｜DSML｜ parameter name="a" string="false">1</｜DSML｜ parameter>\n',
         "minimax_m3_xml": "]<]minimax[>[<a>1]<]minimax[>[</a>",

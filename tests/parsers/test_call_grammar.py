@@ -26,6 +26,8 @@ WRITTEN = {
     "json": json.dumps(VALUES),
     "qwen_xml": "<parameter=s>\n{s}\n</parameter>\n<parameter=i>\n{i}\n</parameter>\n",
     "minimax_xml": '<parameter name="s">{s}</parameter>\n<parameter name="i">{i}</parameter>\n',
+    "step3_xml": '<steptml:parameter name="s">{s}</steptml:parameter>\n'
+    '<steptml:parameter name="i">{i}</steptml:parameter>\n',
     "deepseek_xml": '<｜DSML｜parameter name="s" string="true">{s}</｜DSML｜parameter>\n'
     '<｜DSML｜parameter name="i" string="false">{i}</｜DSML｜parameter>\n',
     "deepseek_v4_1_xml": '<｜DSML｜ parameter name="s" string="true">{s}</｜DSML｜ parameter>\n'

@@ -4,6 +4,7 @@
 
 import re
 
+from llmserve.parsers.call_grammar import Envelope
 from llmserve.parsers.xml_calls import XmlCalls, quoted
 
 _BEGIN, _SEP, _END = "<｜tool_call_begin｜>", "<｜tool_sep｜>", "<｜tool_call_end｜>"
@@ -24,3 +25,11 @@ class Step3(XmlCalls):
     )
     argument_opener, argument_closer = "<steptml:parameter", "</steptml:parameter>"
     argument = re.compile(quoted("name", "key") + r"\s{0,8}>")
+    envelope = Envelope(
+        _BEGIN + "function" + _SEP + '<steptml:invoke name="{name}">\n',
+        "</steptml:invoke>" + _END,
+        style="step3_xml",
+        before=_SECTION + "\n",
+        between="\n",
+        after="\n" + _SECTION_END,
+    )
