@@ -124,19 +124,3 @@ def test_masks_of_many_are_those_of_each(
     for row, matcher in zip(rows, made, strict=True):
         matcher.fill(alone[row])
     assert (together == alone).all() and len({bytes(words) for words in together}) == 4
-
-
-def test_tags_of_a_style_of_ours() -> None:
-    """Only they are named anew, not texts that look like them."""
-    like = '<parameter name="x"> </parameter>'
-    schema = {
-        "type": "object",
-        "properties": {"a": {"enum": [like, 1]}, "b": {"type": "string"}},
-        "required": ["a", "b"],
-    }
-    part = {"type": "json_schema", "json_schema": schema, "style": "step3_xml"}
-    made = grammar(structural_tag={"format": part})
-    text = '<{0} name="a">{1}</{0}>\n<{0} name="b"> x\n</{0}>'
-    for value, fits in ((like, True), ("1", True), (like.replace("p", "steptml:p"), False)):
-        assert accepts(made, text.format("steptml:parameter", value)) is fits
-        assert not accepts(made, text.format("parameter", value))

@@ -5,22 +5,19 @@
 import functools
 import json
 import os
-import re
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import xgrammar as xgr
 
 from llmserve.core.structured_outputs import GrammarSpec
+from llmserve.structured_output.argument_styles import in_known_styles
 from llmserve.structured_output.base import CompiledGrammar, GrammarBackend, Matcher
 from llmserve.structured_output.vocabulary import Vocabulary
 
 # That fill the masks of many rows together; the engine itself and API servers need cores too
 _THREADS = max(1, min(4, len(os.sched_getaffinity(0)) // 2))
-# A style that it does not know: one that it does, and the name of the tags in its place
-_STYLES = {"step3_xml": ("minimax_xml", "steptml:parameter")}
-_TAGS = re.compile(r'(?<=\* "<)parameter(?= name=)|(?<="</)parameter(?=>")')  # as it writes them
 _MANY = 24  # to wake threads takes as long as to fill the masks of ten rows
 
 
@@ -73,7 +70,7 @@ class XGrammarBackend(GrammarBackend):
             case "lark":
                 grammar = compiler.compile_lark(spec.text)
             case "structural_tag":
-                tag = _in_known_styles(json.loads(spec.text))
+                tag = in_known_styles(json.loads(spec.text))
                 grammar = compiler.compile_structural_tag(tag)
         XGrammar(grammar).start().fill(np.zeros(-(-len(self.vocabulary.tokens) // 32), np.int32))
         return grammar.serialize_json().encode()
@@ -82,22 +79,6 @@ class XGrammarBackend(GrammarBackend):
         """See GrammarBackend."""
         info = self._info_of(spec)
         return XGrammar(xgr.CompiledGrammar.deserialize_json(compiled.decode(), info))
-
-
-def _in_known_styles(part: Any) -> Any:
-    """A structural tag, where arguments in a style that xgrammar does not know are a grammar."""
-    if isinstance(part, list):
-        return [*map(_in_known_styles, part)]
-    if not isinstance(part, dict):
-        return part
-    if part.get("type") != "json_schema":
-        return {key: _in_known_styles(value) for key, value in part.items()}
-    if part.get("style") not in _STYLES:
-        return part
-    style, name = _STYLES[part["style"]]
-    tag = {"type": "structural_tag", "format": part | {"style": style}}
-    made = str(xgr.Grammar.from_structural_tag(tag))
-    return {"type": "grammar", "grammar": _TAGS.sub(name, made)}
 
 
 class XGrammar(CompiledGrammar):
