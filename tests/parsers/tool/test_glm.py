@@ -40,6 +40,13 @@ def test_no_arguments(gap: str) -> None:
     assert GLM.check_law(f"<tool_call>f{gap}</tool_call>") == Parsed(calls=[("f", "{}")])
 
 
+def test_much_whitespace_between_tags() -> None:
+    """A grammar allows it."""
+    gap = " \n" * 20
+    text = f"<tool_call>f{gap}<arg_key>s</arg_key>{gap}<arg_value>x</arg_value>{gap}</tool_call>"
+    assert GLM.check_law(text, every_cut=False) == Parsed(calls=[("f", '{"s": "x"}')])
+
+
 def test_missing_closers() -> None:
     text = "<tool_call>f\n<arg_key>s</arg_key>\n<arg_value>x\n<arg_key>i</arg_key>\n<arg_value>1"
     assert GLM.check_law(text) == Parsed(calls=[("f", '{"s": "x", "i": 1}')])

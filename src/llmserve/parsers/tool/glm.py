@@ -16,7 +16,7 @@ _VALUE, _VALUE_END = "<arg_value>", "</arg_value>"
 _OPENER, _CLOSER = "<tool_call>", "</tool_call>"
 _SECTION, _SECTION_END, _SEP = "<tool_calls>", "</tool_calls>", "<tool_sep>"
 _HEAD = re.compile(r"\s*(?P<name>[^\s<>{}\[\]\"]+)\s*(<tool_sep>\s*)?(?=<arg_key>|</tool_call>)")
-_PAIR = re.compile(r"(?P<key>[^<]*)</arg_key>\s{0,8}<arg_value>")
+_PAIR = re.compile(r"(?P<key>[^<]*)</arg_key>\s*<arg_value>")
 _NEXT = Markers((_KEY, _CLOSER))
 _VALUE_ENDS = Markers((_VALUE_END, f"\n{_CLOSER}", f"\n{_KEY}"))
 
