@@ -90,6 +90,18 @@ def test_required_types_and_bounds(name: str, good: str, bad: list[str]) -> None
     assert [text for text in bad if accepts(grammar, text)] == []
 
 
+@pytest.mark.parametrize(("name", "quote"), [("gemma4", '<|"|>'), ("functiongemma", "<escape>")])
+def test_texts_of_a_schema_have_the_quotes_of_their_style(name: str, quote: str) -> None:
+    schema = {"properties": {"e": {"enum": ["a", 5]}}, "required": ["e"]}
+    envelope = TOOL_PARSERS.load(name).envelope
+    tag = forced_calls(envelope, {"f": schema}, None, True)
+    grammar = compiled(prepare(StructuredOutputsParams(structural_tag={"format": tag}), "auto"))
+    for value, written in (("a", f"{quote}a{quote}"), (5, "5")):
+        text = envelope.begin.replace("{name}", "f") + f"{{e:{written}}}" + envelope.end
+        assert accepts(grammar, text)
+        assert json.loads(Output(name, tools={"f": schema}).parse(text).calls[0][1]) == {"e": value}
+
+
 def test_what_is_not_bound_is_named() -> None:
     assert [list(unbound(schema)) for schema in SCHEMAS] == [[]] * len(SCHEMAS)
     schema = {

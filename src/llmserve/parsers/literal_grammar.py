@@ -202,9 +202,9 @@ class _Writer:
             case bool():
                 return words.true if value else words.false
             case str():
-                return (
-                    json.dumps(value, ensure_ascii=False) if self._python else f'<|"|>{value}<|"|>'
-                )
+                if not words.quote:
+                    return json.dumps(value, ensure_ascii=False)
+                return f"{words.quote}{value}{words.quote}"
             case list():
                 return f"[{words.comma.join(map(self._literal, value))}]"
             case dict():
