@@ -16,11 +16,24 @@ from llmserve.parsers.registry import TOOL_PARSERS
 from llmserve.structured_output.base import CompiledGrammar, Matcher
 from llmserve.structured_output.closing import Closing, Way
 from tests.helpers.grammar import BYTES, EOS, WORDS, allowed, grammar, random_schema
+from tests.helpers.parsers import Output, loaded
 
 TREE = {
     "type": "object",
     "properties": {"name": {"type": "string"}, "of": {"type": "array", "items": {"$ref": "#"}}},
     "required": ["name", "of"],
+}
+ARGUMENTS = {
+    "type": "object",
+    "properties": {
+        "s": {"type": "string"},
+        "m": {"type": "string", "minLength": 3},
+        "x": {"type": "string", "maxLength": 400},
+        "i": {"type": "integer"},
+        "o": {"type": "object", "properties": {"t": {"type": "array"}}, "required": ["t"]},
+        "e": {"enum": ["a", 5]},
+    },
+    "required": ["s"],
 }
 LONG = {  # what is optional takes many times what is not
     "type": "object",
@@ -117,6 +130,52 @@ def test_no_call_is_begun_that_cannot_end() -> None:
     for total in (300, 300, 600, 600):
         text = _write(bound, total, rng)
         assert text is not None and text.count(b"<tool_call>") == text.count(b"</tool_call>") > 0
+
+
+@pytest.mark.parametrize("name", TOOL_PARSERS)
+def test_forced_calls_end_in_time_in_every_format(name: str) -> None:
+    tools: dict[str, dict[str, Any]] = {"f": ARGUMENTS, "g": {}}
+    envelope = TOOL_PARSERS.load(name).envelope
+    assert envelope is not None
+    if name == "minimax_m3":  # its strings have no bounds, and no end without a schema
+        tools = {"f": ARGUMENTS | {"properties": {"s": {"type": "string"}}}}
+    if envelope.literals:
+        tools["f"] = ARGUMENTS | {"properties": {"s": {"type": "string"}}}
+    bound = grammar(structural_tag={"format": forced_calls(envelope, tools, None, True)})
+    rng = random.Random()
+    for total in (400, 500, 600):
+        text = _write(bound, total, rng)
+        assert text is not None
+        found = Output(name, tools=tools).parse(text.decode())
+        assert found.calls and not found.content
+        for called, value in loaded(found):
+            jsonschema.validate(value, tools[called])
+
+
+def test_the_end_of_a_raw_text_that_was_begun_is_written_on() -> None:
+    """Where it is too late for anything else; another letter makes it text."""
+    envelope = TOOL_PARSERS.load("minimax_m2").envelope
+    assert envelope is not None
+    tag = forced_calls(envelope, {"f": ARGUMENTS}, None, False)
+    bound = grammar(structural_tag={"format": tag})
+    text = b'<minimax:tool_call>\n<invoke name="f">\n<parameter name="s">see </para'
+    way_out = b"</parameter></invoke>\n</minimax:tool_call>"
+    for spare, wanted in ((3, way_out.removeprefix(b"</para")), (10, b"xxxxxxx" + way_out)):
+        matcher, words, out = bound.start(), np.zeros(WORDS, np.int32), bytearray()
+        way = Way(_closing(), "raw", matcher, 400)
+        for byte in text:
+            assert matcher.accept(byte)
+            way.took(byte)
+        for left in range(len(way_out) + 1 + spare, 0, -1):
+            matcher.fill(words)
+            way.narrow(matcher, words, left)
+            tokens = allowed(words)
+            if tokens == [EOS]:
+                break
+            out.append(tokens[0] if len(tokens) == 1 else ord("x"))
+            assert matcher.accept(out[-1])
+            way.took(out[-1])
+        assert out == wanted
 
 
 def test_text_that_is_no_json_is_cut_where_it_is() -> None:

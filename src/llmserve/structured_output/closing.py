@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
-"""The way to the end of a JSON text, for answers that would otherwise be cut off by length.
+"""The way to the end of a JSON text, or of calls in tags, for answers that would otherwise be cut
+off by length.
 
 The way is found by walking it with a copy of the matcher, which costs some 30 us a token; so it is
 walked seldom while many tokens are left. Near the end nothing is begun any more (another call,
@@ -19,12 +20,22 @@ _FIRST = 1024  # tokens that are left when the way is walked first, at most
 _BEGUN = 64  # tokens that a single one may begin, where a whole text does not take more
 _LONGEST = 256  # tokens up to which the way from the start is measured
 _SPARE = 3  # a character that was begun may need as many more
-_SURE = 4  # of the ways outside text: what closes, and commas, which stand where nothing closes
+_SURE = 6  # of the ways outside text: what closes, and commas, which stand where nothing closes
 _TRIES = 3  # times that what is left is walked at most
 _MAX_BRANCHES = 32  # that are measured one by one
+_MAX_LETTERS = 4096  # tokens: where there are more, a name is written
 _MAX_GRAMMARS = 1024  # whose ways from the start are remembered
 _SPACE, _NUMBER = re.compile(rb"[ \t\r\n]+"), re.compile(rb"[-+0-9.eE]+")
-_BRANCH = re.compile(rb'"?[}\]"]*[^}\]"]?', re.DOTALL)  # up to what begins something
+# Up to what begins something; of a tag all, since one may begin something or end it
+_BRANCH = re.compile(rb'<.*|"?[}\])"]*[^}\])"]?', re.DOTALL)
+_ENDS = [  # of the raw text that an argument may be, which holds quotes and newlines as they are
+    text.encode()
+    for text in (
+        "</parameter>", "</arg_value>", "</steptml:parameter>", "<|close|>argument<|sep|>",
+        "</｜DSML｜parameter>", "</｜DSML｜ parameter>", "]<]minimax[>[", '<|"|>', "<escape>",
+    )
+]  # fmt: skip
+_LONGEST_END = max(map(len, _ENDS))
 
 
 class Closing:
@@ -46,13 +57,15 @@ class Closing:
         self._branches: dict[tuple[int, bool], bytes] = {}
         begin = Beginnings(self.tokens)
         spaces = begin.of(b" \n\t\r")
-        in_text = [begin.of(b'"', rb'"[}\]]*'), begin.of(b'"')]
+        in_text = [begin.of(b'"', rb'"[}\])]*'), begin.of(b'"')]
         outside = [
-            begin.of(b"}]", rb"[}\]]*"),
-            begin.of(b"}]"),
+            begin.of(b"}])", rb"[}\])]*"),
+            begin.of(b"}])"),
+            begin.of(b"/>=:", rb"[/>=:]*"),  # of tags
+            begin.of(b"/>=:") | begin.of(b"<", rb"(?s)</.*"),
             begin.of(b",", b","),
             begin.of(b","),
-            begin.of(b'"', rb'["}\]:]*'),
+            begin.of(b'"', rb'["}\]):]*'),
             begin.of(b'"'),
             begin.any() & ~spaces & ~begin.of(b"{["),
             begin.any() & ~spaces,
@@ -60,10 +73,17 @@ class Closing:
         ]
         self._ways = {True: np.stack(in_text), False: np.stack(outside)}
         self._quotes = words_where([b'"' in token for token in self.tokens])
+        self._newline = begin.of(b"\n", b"\n")
+        pieces = {e[i:j] for e in _ENDS for i in range(len(e)) for j in range(i + 1, len(e) + 1)}
+        self._pieces = {text: i for i, text in enumerate(self.tokens) if text in pieces}
 
     def is_free(self, words: np.ndarray) -> bool:
         """Whether `words` are those of a place where nearly any text may stand, as in a string."""
         return int(np.bitwise_count(words.view(np.uint32)).sum()) > self._free
+
+    def is_raw(self, words: np.ndarray) -> bool:
+        """Whether `words` are those of within the raw text that an argument may be."""
+        return self.is_free(words) and bool((words & self._newline).any())
 
     def may_end(self, words: np.ndarray) -> bool:
         """Whether the text may end here."""
@@ -95,9 +115,36 @@ class Closing:
             found = self._branches[token, is_free] = match[0] if match else text
         return found
 
-    def walk(self, matcher: Matcher, limit: int) -> list[int] | None:
+    def _out_of_raw(
+        self, matcher: Matcher, words: np.ndarray, written: bytes
+    ) -> tuple[Matcher, list[int]] | None:
+        """Tokens of `words` that end the raw text, of whose end some may stand at the end of
+        `written`, or go on where it is too short; and a matcher behind them."""
+        after, is_short = np.empty_like(words), False
+        for end in _ENDS:
+            begun = (n for n in range(len(end) - 1, 0, -1) if written.endswith(end[:n]))
+            fork, path = matcher.fork(), list[int]()
+            rest = end[next(begun, 0) :]
+            while rest:
+                pieces = (self._pieces.get(rest[:n]) for n in range(len(rest), 0, -1))
+                token = next((t for t in pieces if t is not None and fork.accept(t)), None)
+                if token is None:
+                    break
+                path.append(token)
+                rest = rest[len(self.tokens[token]) :]
+            is_short = is_short or bool(rest)
+            if not rest and not fork.ended():
+                fork.fill(after)
+                if not self.is_raw(after):
+                    return fork, path
+        longest = _tokens(words)
+        more = [int(longest[self._lengths[longest].argmax()])]
+        return (fork, more) if is_short and (fork := matcher.fork()).accept(more[0]) else None
+
+    def walk(self, matcher: Matcher, limit: int, written: bytes = b"") -> list[int] | None:
         """Tokens that lead to where the text may end; None if there are as many as `limit`, or no
         way was found: of two texts that may come next, the other is tried where one leads too far.
+        `written` is what the text ends with.
         """
         words, path, quoted = np.empty_like(self.end), list[int](), False
         others: list[tuple[Matcher, list[int], int]] = []
@@ -108,6 +155,12 @@ class Closing:
             if self.may_end(words):
                 return path
             is_free = self.is_free(words)
+            if is_free and self.is_raw(words):
+                out = self._out_of_raw(matcher, words, b"" if path else written)
+                if out is not None and len(path) + len(out[1]) < limit:
+                    matcher = out[0]
+                    path += out[1]
+                    continue
             options = self._outward(words, is_free)
             # Where one quote does not end free text, another will not
             if len(path) + 1 >= limit or (is_free and quoted) or not options:
@@ -135,15 +188,19 @@ class Closing:
 
     def branches(self, words: np.ndarray, is_free: bool) -> tuple[dict[bytes, list[int]], bool]:
         """Where one of several things may be begun: the allowed tokens by what they begin, of free
-        text those that end it and go on; and whether others are allowed that begin nothing."""
+        text those that end it and go on; and whether others are allowed that begin nothing. No
+        token ends a raw text, or a name, and begins something."""
         tokens = _tokens(words & (self._quotes if is_free else ~self.end))
+        if self.is_raw(words) if is_free else len(tokens) > _MAX_LETTERS:
+            return {}, True
         found: dict[bytes, list[int]] = {}
         for token in tokens.tolist():
             found.setdefault(self._branch(token, is_free), []).append(token)
         may_end = self.may_end(words)
         if not may_end:
             found.pop(b"", None)  # spaces
-        closers = [text for text in found if text and not text.strip(b'}]"' if is_free else b"}]")]
+        marks = b'}])"' if is_free else b"}])"
+        closers = [text for text in found if text and not text.strip(marks)]
         others = is_free or may_end or bool(closers)
         if others:
             for text in (*closers, b"0"):  # a number that goes on
@@ -164,6 +221,7 @@ class Way:
         self._after: dict[int, int] = {}  # the same after the tokens of this step
         self._costs: dict[bytes, int | None] = {}  # of branches, while in one free text
         self._is_free = False
+        self._written = b""  # the end of it
         if total <= _FIRST:
             self._need = closing.from_start(name, start)
             self._begun = max(_BEGUN, self._need or 0)
@@ -175,14 +233,16 @@ class Way:
     def took(self, token: int) -> None:
         """`token` was written."""
         text = self._closing.tokens[token]
+        self._written = (self._written + text)[-_LONGEST_END:]
         ends_text = b'"' in text or b"\\" in text
         if ends_text:
             self._costs.clear()
         if token in self._after:
             self._need, self._path = self._after[token], None
         elif self._path and self._path[0] == token:
+            assert self._need is not None
             del self._path[0]
-            self._need = len(self._path) + 1
+            self._need -= 1
         elif not (self._is_free and self._closes_text() and is_plain(text)):
             self._path = None
 
@@ -198,11 +258,15 @@ class Way:
         if is_free and closing.may_end(words):
             return  # text that is no JSON may be cut anywhere
         if self._path is None and (self._need is None or self._need + _SPARE >= left):
-            self._path = closing.walk(matcher.fork(), min(left, _LONGEST))
+            limit = min(left, _LONGEST)
+            path = self._path = closing.walk(matcher.fork(), limit)
+            if (path is None or len(path) + 1 + _SPARE >= left) and closing.is_raw(words):
+                # It may have begun to end, which counts if it goes on
+                self._path = closing.walk(matcher.fork(), limit, self._written)
             if self._path is None:
                 self._check_at = left // 2
                 return
-            self._need = len(self._path) + 1
+            self._need = len(path or self._path) + 1
         assert self._need is not None
         spare = left - self._need - _SPARE
         if spare > self._begun:
