@@ -11,6 +11,7 @@ import msgspec
 from llmserve.core.structured_outputs import GrammarSpec
 from llmserve.errors import GrammarError
 from llmserve.structured_output.base import GrammarBackend
+from llmserve.structured_output.refusal import MEMORY, refusal
 from llmserve.structured_output.registry import BACKENDS
 from llmserve.structured_output.vocabulary import read_vocabulary
 from llmserve.utils.child import receive_start
@@ -19,7 +20,6 @@ from llmserve.utils.guard import guarded
 
 COMPILED = b"c"
 REFUSED = b"e"
-_MAX_CHARS = 500
 _ORDINARY_S = 0.3  # ordinary grammars, on a busy core too
 
 
@@ -43,7 +43,7 @@ class Backends:
     def work_of(self, name: str) -> Work | bytes:
         """What compiles a GrammarSpec, or why nothing can."""
         if name not in self._found:
-            made: GrammarBackend | str = guarded(lambda: self._build(name), _reason)
+            made: GrammarBackend | str = guarded(lambda: self._build(name), _failure)
             if isinstance(made, str):  # what failed once may work the next time
                 return REFUSED + made.encode()
             self._found[name] = made
@@ -60,19 +60,17 @@ def _compile(backend: GrammarBackend, data: bytes) -> bytes:
     spec = msgspec.msgpack.decode(data, type=GrammarSpec)
     return guarded(
         lambda: COMPILED + backend.compile(spec),
-        lambda error: REFUSED + _reason(error).encode(),
+        lambda error: REFUSED + refusal(spec, _reason(error)).encode("utf-8", "replace"),
     )
 
 
+def _failure(error: Exception) -> str:
+    return str(error) if isinstance(error, GrammarError) else "the grammar engine cannot be loaded"
+
+
 def _reason(error: Exception) -> str:
-    """One line of what the library says, without its own source lines."""
     text = str(error).strip() or type(error).__name__
-    if not isinstance(error, GrammarError) and "] " in text:  # "[time] file.cc:12: what"
-        text = text.partition("] ")[2].partition(": ")[2]
-    if "bad_alloc" in text or isinstance(error, MemoryError):
-        return "it needs more memory than a grammar may have"
-    lines = text.split("\n")
-    return next((line for line in lines if line.startswith("error: ")), lines[0])[:_MAX_CHARS]
+    return MEMORY if "bad_alloc" in text or isinstance(error, MemoryError) else text
 
 
 def main() -> int:
