@@ -11,10 +11,14 @@ import jsonschema
 import numpy as np
 import pytest
 
-from llmserve.parsers.call_grammar import forced_calls, free_calls
+from llmserve.core.structured_outputs import StructuredOutputsParams
+from llmserve.parsers.call_grammar import Thought, forced_calls, free_calls
 from llmserve.parsers.registry import TOOL_PARSERS
 from llmserve.structured_output.base import CompiledGrammar, Matcher
 from llmserve.structured_output.closing import Closing, Way
+from llmserve.structured_output.prepare import prepare
+from llmserve.structured_output.vocabulary import Vocabulary
+from llmserve.structured_output.xgrammar import XGrammarBackend
 from tests.helpers.grammar import BYTES, EOS, WORDS, allowed, grammar, random_schema
 from tests.helpers.parsers import Output, loaded
 
@@ -176,6 +180,21 @@ def test_the_end_of_a_raw_text_that_was_begun_is_written_on() -> None:
             assert matcher.accept(out[-1])
             way.took(out[-1])
         assert out == wanted
+
+
+def test_where_two_tokens_begin_alike_either_may_lead_out() -> None:
+    """Of the texts that a forced call may begin with, reasoning is not closed."""
+    tokens = [*BYTES.tokens[:256], b"think", b"tool", b""]
+    vocabulary = Vocabulary(tokens, [len(tokens) - 1])
+    end = np.zeros(WORDS, np.int32)
+    end[EOS // 32 :] = 1 << (len(tokens) - 1) % 32
+    envelope = TOOL_PARSERS.load("hermes").envelope
+    assert envelope is not None
+    tag = forced_calls(envelope, {"f": {"type": "object"}}, Thought("<think>", "</think>"), True)
+    spec = prepare(StructuredOutputsParams(structural_tag={"format": tag}), "auto")
+    backend = XGrammarBackend(vocabulary)
+    closing = Closing(vocabulary, end)
+    assert closing.from_start("f", backend.load(spec, backend.compile(spec)).start()) is not None
 
 
 def test_text_that_is_no_json_is_cut_where_it_is() -> None:

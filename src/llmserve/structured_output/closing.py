@@ -100,8 +100,14 @@ class Closing:
             return []
         if is_free or first < _SURE or len(tokens) > _MAX_BRANCHES:
             return [int(tokens[self._lengths[tokens].argmax()])]
-        tokens = tokens[np.argsort(-self._lengths[tokens], kind="stable")]
-        return [*{self._branch(t)[:1]: t for t in reversed(tokens.tolist())}.values()][::-1]
+        found_texts: list[bytes] = []
+        options: list[int] = []
+        for token in tokens[np.argsort(-self._lengths[tokens], kind="stable")].tolist():
+            text = _NUMBER.sub(b"0", self.tokens[token])
+            if not any(longer.startswith(text) for longer in found_texts):
+                found_texts.append(text)
+                options.append(token)
+        return options
 
     def _branch(self, token: int, is_free: bool = False) -> bytes:
         """What the token does: its text as far as something is begun. Spaces say nothing, and one
