@@ -89,6 +89,23 @@ def test_the_parser_reads_what_is_forced(name: str, parallel: bool) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_what_is_cut_off_behind_a_call_is_no_content(name: str) -> None:
+    """It began another, or ended the last; but what the model wrote behind its calls is."""
+    schemas = {"f": SCHEMA, "g-2": SCHEMA}
+    output = Output(name, tools=schemas)
+    text = sentences(forced_calls(TOOL_PARSERS.load(name).envelope, schemas, None, True))
+    for at in range(1, len(text)):
+        found = output.parse(text[:at], complete=False)
+        assert not (found.calls and found.content), text[:at]
+        assert output.parse(*text[:at], complete=False) == found
+
+
+def test_what_follows_a_call_is_content_though_it_is_cut_off() -> None:
+    text = '<tool_call>{"name": "f", "arguments": {}}</tool_call>\nso <b'
+    assert Output("hermes", tools={}).parse(text, complete=False).content == "\nso <b"
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_parser_reads_what_a_grammar_makes(name: str) -> None:
     """Random texts of the compiled grammar, whose strings hold much that looks like markers, and
     bytes that are no UTF-8, which reach a parser as U+FFFD."""

@@ -80,7 +80,10 @@ class Reader:
     # What is written.
 
     def content(self, text: str) -> None:
-        """Visible text."""
+        """Visible text. Where the output was cut off behind a call, what is told to be none only by
+        that may have begun another, or ended the last."""
+        if self.ended and not self.complete and self.num_calls and self.idle:
+            return
         if self._fresh:
             text = text.lstrip("\n")
             self._fresh = not text
