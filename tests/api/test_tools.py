@@ -66,6 +66,12 @@ def test_no_tools() -> None:
         ([tool("x" * 65)], None, "tools[0].function.name", "invalid_value"),
         ([tool(), tool()], None, "tools[1].function.name", "invalid_value"),
         ([tool(parameters=[])], None, "tools[0].function.parameters", "invalid_type"),
+        (
+            [tool(), tool("g", parameters={"type": "array"})],
+            None,
+            "tools[1].function.parameters",
+            "invalid_function_parameters",
+        ),
         ([tool(strict="yes")], None, "tools[0].function.strict", "invalid_type"),
         ([tool(description=1)], None, "tools[0].function.description", "invalid_type"),
         ([tool()], "maybe", "tool_choice", "invalid_value"),

@@ -45,6 +45,9 @@ async def grammar_for(
     params = output_params(tools, parsers, thought, asked)
     if params is None:
         return None, True
+    is_part = asked is not None and params is not asked and params.param == asked.param
+    if is_part and asked is not None and asked.kind != "json":
+        await llm.input_processor.read_grammar(asked)  # refused in its own words, not a tag's
     try:
         return await llm.input_processor.read_grammar(params), params is not asked
     except RequestError:

@@ -86,6 +86,13 @@ def _function(tool: object, path: str) -> dict[str, Any]:
         value = function.get(name)
         if value is not None and not isinstance(value, kind):
             raise invalid_type(f"{path}.{name}", words, value)
+    kinds_of = (function.get("parameters") or {}).get("type") or "object"
+    if "object" not in (kinds_of if isinstance(kinds_of, list) else [kinds_of]):
+        raise invalid_value(
+            f"{path}.parameters",
+            f"its type must be object, got '{clip(str(kinds_of))}'",
+            "invalid_function_parameters",
+        )
     return function
 
 

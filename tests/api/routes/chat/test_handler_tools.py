@@ -145,8 +145,8 @@ BAD = {"type": "object", "properties": {"a": {"type": "nope"}}}
         ({"tool_choice": {"type": "function", "function": {"name": "g"}}}, {"parameters": BAD},
          "#/properties/a/type"),
         ({"response_format": {"type": "json_object"}}, {"parameters": BAD}, "#/properties/a/type"),
-        ({}, {"parameters": {"type": "array", "uniqueItems": True}, "strict": True},
-         "#/uniqueItems"),
+        ({}, {"parameters": {"properties": {"a": {"uniqueItems": True}}}, "strict": True},
+         "#/properties/a/uniqueItems"),
     ],
 )  # fmt: skip
 async def test_parameters_that_cannot_be_enforced_are_named(
@@ -170,6 +170,23 @@ async def test_a_wrong_format_beside_good_tools_is_itself_named() -> None:
         answer = await api.chat(tools=TOOLS, response_format=form)
         error = answer.json()["error"]
         assert answer.status_code == 400 and error["param"] == "response_format"
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"regex": ""}, "it must not be empty"),
+        ({"choice": []}, "choice must be an array of one or more texts"),
+        ({"json_object": False}, "json_object must be true, or absent"),
+    ],
+)
+async def test_a_shape_beside_tools_is_refused_as_it_is_alone(asked: Any, said: str) -> None:
+    async with open_api(template=TEMPLATE) as api:
+        for tools in ({}, {"tools": TOOLS}):
+            answer = await api.chat(structured_outputs=asked, **tools)
+            assert answer.status_code == 400, answer.text
+            error = answer.json()["error"]
+            assert error["param"] == "structured_outputs" and said in error["message"]
 
 
 async def test_what_the_template_does_not_read_is_named() -> None:
