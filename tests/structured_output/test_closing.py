@@ -186,14 +186,12 @@ def test_where_two_tokens_begin_alike_either_may_lead_out() -> None:
     """Of the texts that a forced call may begin with, reasoning is not closed."""
     tokens = [*BYTES.tokens[:256], b"think", b"tool", b""]
     vocabulary = Vocabulary(tokens, [len(tokens) - 1])
-    end = np.zeros(WORDS, np.int32)
-    end[EOS // 32 :] = 1 << (len(tokens) - 1) % 32
     envelope = TOOL_PARSERS.load("hermes").envelope
     assert envelope is not None
     tag = forced_calls(envelope, {"f": {"type": "object"}}, Thought("<think>", "</think>"), True)
     spec = prepare(StructuredOutputsParams(structural_tag={"format": tag}), "auto")
     backend = XGrammarBackend(vocabulary)
-    closing = Closing(vocabulary, end)
+    closing = Closing(vocabulary)
     assert closing.from_start("f", backend.load(spec, backend.compile(spec)).start()) is not None
 
 

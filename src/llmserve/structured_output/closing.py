@@ -39,8 +39,7 @@ _LONGEST_END = max(map(len, _ENDS))
 
 
 class Closing:
-    """What is known of a vocabulary: which tokens lead out, best first. `end` are the words of the
-    end tokens (see Matcher.fill)."""
+    """What is known of a vocabulary: which tokens lead out, best first."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.tokens = vocabulary.tokens.copy()
