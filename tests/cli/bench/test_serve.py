@@ -3,12 +3,15 @@
 import json
 import time
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from llmserve.cli.bench import serve
 from llmserve.cli.bench.http import Target
-from llmserve.errors import ConfigError
+from llmserve.cli.bench.serve import ServeBench, wait_ready
+from llmserve.cli.client import Client
+from llmserve.errors import ConfigError, EngineError
 from tests.helpers.clock import calibrate
 from tests.helpers.fake_openai import FakeOpenAI, fake_openai
 
@@ -146,3 +149,17 @@ def test_a_folder_that_cannot_be_is_said_before_the_load(tmp_path: Path) -> None
         with pytest.raises(NotADirectoryError):
             run(server, "--save-result", "--result-dir", str(tmp_path / "file" / "x"))
         assert server.requests == []
+
+
+def test_it_says_whom_it_waits_for(capsys: pytest.CaptureFixture[str]) -> None:
+    refusals = [EngineError("no answer from http://x: Connection refused")] * 3
+
+    class Late:
+        def model(self) -> str:
+            if refusals:
+                raise refusals.pop()
+            return "m"
+
+    assert wait_ready(ServeBench(ready_check_timeout_sec=60), cast(Client, Late())) == "m"
+    said = capsys.readouterr().err
+    assert said == "waiting up to 60 s: no answer from http://x: Connection refused\n"

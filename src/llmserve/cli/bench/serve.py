@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import random
+import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -221,16 +222,20 @@ async def load(
 
 def wait_ready(options: ServeBench, client: Client) -> str:
     """The model's name, once the server answers; the last refusal after the timeout."""
-    deadline = time.monotonic() + options.ready_check_timeout_sec
+    deadline, told = time.monotonic() + options.ready_check_timeout_sec, False
     while True:
         try:
             name = client.model()
             return options.model or name
         except ConfigError:
             raise
-        except LLMServeError:
+        except LLMServeError as error:
             if time.monotonic() >= deadline:
                 raise
+            if not told:
+                told = True
+                seconds = options.ready_check_timeout_sec
+                sys.stderr.write(f"waiting up to {seconds:g} s: {error.message}\n")
             time.sleep(0.5)
 
 
