@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +73,35 @@ def test_errors_become_exit_codes(
     monkeypatch.setattr(Registry, "load", load)
     assert cli.main(["serve"]) == code
     assert capsys.readouterr().err == text
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """Those of the tests are put back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_is_ended_cleans_up(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its engine's folder of sockets stayed where the engine was killed with it."""
+    ends: list[str] = []
+
+    def run(argv: list[str]) -> int:
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+        finally:
+            ends.append("cleaned up")
+        return 0
+
+    monkeypatch.setattr(Registry, "load", lambda self, name: run)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # else as whoever started the tests has it
+    with pytest.raises(SystemExit) as ended:
+        raise SystemExit(cli.main(["plan"]))
+    assert (ended.value.code, ends) == (128 + number, ["cleaned up"])
 
 
 def test_bench_names_its_kinds(capsys: pytest.CaptureFixture[str]) -> None:

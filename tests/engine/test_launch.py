@@ -74,3 +74,22 @@ def test_the_next_engine_hears_nothing_that_was_meant_for_the_last(tmp_path: Pat
     }  # fmt: skip
     listener.client.close()
     process.shutdown()
+
+
+def test_who_is_interrupted_while_it_ends_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = launch_engine(fake_config(tmp_path))
+    wait, waits = process.child.process.wait, []
+
+    def interrupted(timeout: float | None = None) -> int:
+        waits.append(timeout)
+        if len(waits) == 1:
+            raise KeyboardInterrupt
+        return wait(timeout)
+
+    monkeypatch.setattr(process.child.process, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        process.shutdown()
+    assert process.child.process.returncode is not None
+    assert not Path(process.run_dir).exists()

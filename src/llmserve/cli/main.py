@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import traceback
+from types import FrameType
 
 from llmserve import __version__
 from llmserve.errors import ConfigError, LLMServeError
@@ -89,6 +90,17 @@ def _open_streams() -> None:
             stream.reconfigure(errors="backslashreplace" if fd else "surrogateescape")
 
 
+def _end_by_signals() -> None:
+    """From now on they unwind: a command may have an engine to end."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + signum)
+
+    signal.signal(signal.SIGTERM, end)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs one subcommand. Exit codes: its own, 1 failed, 2 refused, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
@@ -99,8 +111,8 @@ def main(argv: list[str] | None = None) -> int:
         try:
             name, rest = _find(argv)
             command = COMMANDS.load(name)
-            if name != "serve" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
+            if name != "serve":
+                _end_by_signals()
             code: int = command(rest)
             return code
         finally:

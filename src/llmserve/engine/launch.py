@@ -100,9 +100,11 @@ class EngineProcess:
 
     def shutdown(self, timeout: float = 5.0) -> None:
         """Ends the engine and removes its folder; idempotent."""
-        self.child.terminate()
-        self.child.end(timeout)
-        shutil.rmtree(self.run_dir, ignore_errors=True)
+        try:
+            self.child.terminate()
+            self.child.end(timeout)
+        finally:  # interrupted too, by one who cannot wait
+            shutil.rmtree(self.run_dir, ignore_errors=True)
 
 
 def launch_engine(config: EngineConfig, num_clients: int = 1) -> EngineProcess:

@@ -71,12 +71,14 @@ class Child:
 
     def end(self, timeout: float) -> None:
         """Waits `timeout` seconds for the process, then kills it and all it started."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(timeout)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        self._channel.close()
+        try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout)
+        finally:  # interrupted too
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self._channel.close()
 
 
 def send_start(channel: socket.socket, message: object) -> None:
