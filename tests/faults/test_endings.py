@@ -230,7 +230,7 @@ def test_exit_codes_are_as_the_readme_says(bench_model: Path) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     table = readme.partition("| exit code |")[2].partition("\n\n")[0]
     rows = [re.findall(r"\d+", row) for row in re.findall(r"^\| ([\d, ]+) \|", table, re.M)]
-    assert [int(code) for row in rows for code in row] == [0, 1, 2, 130, 141]
+    assert [int(code) for row in rows for code in row] == [0, 1, 2, 130, 143, 141]
     assert ended_while_loading(bench_model, (signal.SIGTERM,)) == 0
     assert ended_while_loading(bench_model, (signal.SIGINT, signal.SIGINT)) == 0
     late = llmserve("serve", str(bench_model), "--port", "0", "--engine-start-timeout", "0.1")

@@ -102,7 +102,7 @@ def _end_by_signals() -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one subcommand. Exit codes: its own, 1 failed, 2 refused, 130 interrupted."""
+    """Runs one subcommand. Exit codes: its own, 1 failed, 2 refused, 130 and 143 by signals."""
     argv = sys.argv[1:] if argv is None else argv
     _open_streams()
     if not argv or argv[0].startswith("-"):
