@@ -19,8 +19,8 @@ MAX_STOP_STRINGS = 16
 MAX_LOGPROB_IDS = 128
 MAX_PATTERN = 1024
 _TOO_LONG = "array_above_max_length"
-# Of one prompt: 50 MB on their way, 2 GB and some 6 s of an API server as Python objects (4.6 M of
-# them: 1,880 MB, 4.2 s). The default of 20 a token has room for 199,728 tokens.
+# Of one prompt: 50 MB on their way, 2 GB and some 6 s of a thread as Python objects (4.6 M of them:
+# 1,880 MB, 4.2 s). The default of 20 a token has room for 199,728 tokens.
 MAX_PROMPT_LOGPROBS = 1 << 22
 
 

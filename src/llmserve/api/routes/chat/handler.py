@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """POST /v1/chat/completions."""
 
+import asyncio
 from functools import partial
 from typing import Any
 
@@ -135,7 +136,10 @@ async def _create(
         writer = ChatWriter(answer, body, generation, names, role, echo, prompt, view)
         return EventStream(state, generation, writer, headers)
     choices = await generation.collect()
-    return _whole(answer, body, generation, choices, names, role, echo, prompt, view, headers)
+    parts = (answer, body, generation, choices, names, role, echo, prompt, view, headers)
+    if not body.logprobs and body.prompt_logprobs is None:
+        return _whole(*parts)
+    return await asyncio.to_thread(_whole, *parts)  # millions take seconds, in which others stream
 
 
 def _variables(template: ChatTemplate | None) -> frozenset[str]:

@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """POST /v1/completions."""
 
+import asyncio
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple
@@ -109,6 +110,22 @@ async def _create(
         writer = CompletionWriter(answer, body, generation, names, echoes)
         return EventStream(state, generation, writer, headers)
     made = _best(await generation.collect(), body.num_drawn, body.n)
+    if body.logprobs is None and body.prompt_logprobs is None:
+        return _whole(answer, body, generation, names, echoes, made, headers)
+    return await asyncio.to_thread(  # millions of them take seconds, in which others stream
+        _whole, answer, body, generation, names, echoes, made, headers
+    )
+
+
+def _whole(
+    answer: Answer,
+    body: CompletionBody,
+    generation: Generation,
+    names: TokenNames,
+    echoes: list[str],
+    made: list[Choice],
+    headers: dict[str, str],
+) -> Response:
     choices = [
         {"index": index}
         | _choice(body, names, echoes[index // body.n], generation.streams[index // body.n], choice)
