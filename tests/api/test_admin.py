@@ -90,17 +90,32 @@ def signal_self() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-async def test_a_socket_that_cannot_be_had_is_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["nowhere", "file", "folder", "served"])
+async def test_a_socket_that_cannot_be_had_is_one_line(tmp_path: Path, kind: str) -> None:
+    """And what is there stays as it is."""
     engine = ScriptedEngine()
+    path = tmp_path / "admin.sock" if kind != "nowhere" else tmp_path / "no" / "admin.sock"
+    other = socket.socket(socket.AF_UNIX)
+    if kind == "file":
+        path.write_text("precious")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "served":
+        other.bind(str(path))
+        other.listen()
+    before = path.lstat() if path.exists() else None
 
     async def connect() -> AsyncLLM:
         return make_llm(engine)
 
     sock = socket.create_server(("127.0.0.1", 0))
-    config = ServerConfig(admin_socket=str(tmp_path / "no" / "admin.sock"))
-    with pytest.raises(ConfigError, match="cannot listen on .*admin.sock: No such file"):
+    config = ServerConfig(admin_socket=str(path))
+    says = "No such file" if kind == "nowhere" else "Address already in use"
+    with pytest.raises(ConfigError, match=f"cannot listen on .*admin.sock: {says}"):
         await asyncio.wait_for(serve(config, sock, connect), 10)
+    assert before == (path.lstat() if path.exists() else None)
     sock.close()
+    other.close()
     engine.close()
 
 

@@ -38,7 +38,7 @@ from llmserve.frontend.async_llm import AsyncLLM
 from llmserve.frontend.input_processor import InputProcessor
 from llmserve.metrics.board import BEAT_S, CONNECTIONS, Board
 from llmserve.metrics.stats import ThroughputLog
-from llmserve.utils.child import receive_start
+from llmserve.utils.child import clear_socket, receive_start
 from llmserve.utils.logger import configure, get_logger
 
 logger = get_logger("llmserve.api.server")  # as a main module, __name__ is another
@@ -145,8 +145,6 @@ async def serve(
         loop.remove_signal_handler(signal.SIGTERM)
         for task in (serving, starting, stopping, beating, *([admin] if admin else [])):
             task.cancel()
-        if own_admin:
-            Path(own_admin).unlink(missing_ok=True)
         if state.llm is not None:
             state.llm.shutdown()
 
@@ -208,17 +206,19 @@ async def _drain(state: AppState, hurry: asyncio.Event) -> None:
 
 async def _serve_admin(state: AppState, path: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        if Path(path).is_socket():  # left by a server that was killed; never a file
-            os.unlink(path)
         before = os.umask(0o177)
         try:
+            clear_socket(path)
             sock.bind(path)
         except OSError as error:
             raise ConfigError(f"cannot listen on {path}: {error.strerror}") from None
         finally:
             os.umask(before)
-        config = _uvicorn_config(state, build_admin(state), _SPARE_DESCRIPTORS // 4)
-        await _Server(config).serve(sockets=[sock])
+        try:
+            config = _uvicorn_config(state, build_admin(state), _SPARE_DESCRIPTORS // 4)
+            await _Server(config).serve(sockets=[sock])
+        finally:
+            Path(path).unlink(missing_ok=True)
 
 
 def _connections() -> int:
@@ -295,8 +295,10 @@ async def connect_engine(start: ApiStart, client: EngineClient) -> AsyncLLM:
 
 def sweep(start: ApiStart) -> None:
     """Removes what a supervisor that was killed could not."""
-    if start.server.uds:
-        Path(start.server.uds).unlink(missing_ok=True)
+    own_admin = start.server.admin_socket if start.slot == 0 else None
+    for path in filter(None, (start.server.uds, own_admin)):
+        if Path(path).is_socket():
+            Path(path).unlink(missing_ok=True)
     shutil.rmtree(start.run_dir, ignore_errors=True)
 
 

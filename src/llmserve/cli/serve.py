@@ -11,7 +11,6 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 
 from llmserve import envs
@@ -23,7 +22,7 @@ from llmserve.config.server import ServerConfig
 from llmserve.core.messages import EngineFailed, EngineLost, EngineReady, ModelInfo
 from llmserve.engine.launch import SUPERVISOR, launch_engine
 from llmserve.errors import ConfigError
-from llmserve.utils.child import WHEN_STUCK, dump_stacks, write_stacks
+from llmserve.utils.child import WHEN_STUCK, clear_socket, dump_stacks, write_stacks
 from llmserve.utils.heartbeat import Watchdog
 from llmserve.utils.logger import configure, get_logger
 
@@ -54,7 +53,7 @@ def listen(config: ServerConfig) -> socket.socket:
         address = (config.host, config.port)
     try:
         if config.uds:
-            _clear(config.uds)
+            clear_socket(config.uds)
         sock.bind(address)
         sock.listen(2048)
     except (OSError, UnicodeError) as error:  # the latter for a name that no host can have
@@ -63,16 +62,6 @@ def listen(config: ServerConfig) -> socket.socket:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"cannot listen on {where}: {reason}") from None
     return sock
-
-
-def _clear(path: str) -> None:
-    """Removes the socket that a killed server left; never a file, nor one that is listened on."""
-    if Path(path).is_socket():
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            try:
-                probe.connect(path)
-            except ConnectionRefusedError:
-                os.unlink(path)
 
 
 def is_ready(sock: socket.socket) -> bool:

@@ -203,3 +203,13 @@ def sweep_run_dirs() -> None:
                 shutil.rmtree(path, ignore_errors=True)
             finally:
                 os.close(lock)
+
+
+def clear_socket(path: str) -> None:
+    """Removes the socket that a killed server left; never a file, nor one that is listened on."""
+    if Path(path).is_socket():
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(path)
+            except ConnectionRefusedError:
+                os.unlink(path)
