@@ -58,7 +58,7 @@ async def test_paths_that_look_like_probes_are_not(path: str) -> None:
 
 
 async def test_an_empty_key_lets_nobody_in() -> None:
-    async with open_api(api_key=["", "one"]) as api:
+    async with open_api(api_key=["one"]) as api:
         assert (await api.client.get("/v1/models")).status_code == 401
         assert (await api.client.get("/v1/models", headers={"x-api-key": ""})).status_code == 401
 
