@@ -57,10 +57,14 @@ def _closing() -> Closing:
 
 
 def _write(
-    grammar: CompiledGrammar, total: int, rng: random.Random, is_foreign: bool = False
+    grammar: CompiledGrammar,
+    total: int,
+    rng: random.Random,
+    is_foreign: bool = False,
+    first: bytes = b"",
 ) -> bytes | None:
     """By someone who opens what can be opened and writes on, half of it in characters of several
-    bytes if `is_foreign`; None if it does not end."""
+    bytes if `is_foreign`, behind `first`; None if it does not end."""
     matcher = grammar.start()
     way, words = Way(_closing(), id(grammar), matcher, total), np.zeros(WORDS, np.int32)
     out = bytearray()
@@ -80,7 +84,7 @@ def _write(
         foreign = [t for t in tokens if 127 < t < EOS]
         if is_foreign and foreign and rng.random() < 0.5:
             eager = foreign
-        token = rng.choice(eager or printable)
+        token = rng.choice(eager or printable) if len(out) >= len(first) else first[len(out)]
         if token == EOS:
             return bytes(out)
         assert matcher.accept(token)
@@ -180,6 +184,25 @@ def test_the_end_of_a_raw_text_that_was_begun_is_written_on() -> None:
             assert matcher.accept(out[-1])
             way.took(out[-1])
         assert out == wanted
+
+
+@pytest.mark.parametrize("total", [150, 250, 350])
+@pytest.mark.parametrize("name", ["hermes", "qwen3_coder"])
+def test_a_call_behind_reasoning_ends_in_time(name: str, total: int) -> None:
+    """However little is left of the tokens when that is over."""
+    envelope = TOOL_PARSERS.load(name).envelope
+    assert envelope is not None
+    tools = {"f": {"type": "object", "properties": {"s": {"type": "string"}}, "required": ["s"]}}
+    bound = grammar(
+        structural_tag={"format": forced_calls(envelope, tools, Thought("", "</think>"), True)}
+    )
+    rng = random.Random()
+    for length in range(0, total - 120, 7):
+        thought = b"x" * length + b"</think>"
+        text = _write(bound, total, rng, first=thought)
+        assert text is not None
+        found = Output(name, tools=tools).parse(text.removeprefix(thought).decode())
+        assert loaded(found) and not found.content
 
 
 def test_where_two_tokens_begin_alike_either_may_lead_out() -> None:

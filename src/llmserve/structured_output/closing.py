@@ -226,13 +226,12 @@ class Way:
         self._after: dict[int, int] = {}  # the same after the tokens of this step
         self._costs: dict[bytes, int | None] = {}  # of branches, while in one free text
         self._is_free = False
+        self._is_endless = False  # it is in raw text that no way leads out of, as reasoning
         self._written = b""  # the end of it
         if total <= _FIRST:
             self._need = closing.from_start(name, start)
             self._begun = max(_BEGUN, self._need or 0)
-            if self._need is None:
-                self._check_at = total // 2 if total > _LONGEST else -1
-            elif self._need > total:
+            if self._need is not None and self._need > total:
                 self._check_at = -1
 
     def took(self, token: int) -> None:
@@ -262,14 +261,17 @@ class Way:
         is_free = self._is_free = closing.is_free(words)
         if is_free and closing.may_end(words):
             return  # text that is no JSON may be cut anywhere
+        if self._is_endless and closing.is_raw(words):
+            return
         if self._path is None and (self._need is None or self._need + _SPARE >= left):
             limit = min(left, _LONGEST)
             path = self._path = closing.walk(matcher.fork(), limit)
             if (path is None or len(path) + 1 + _SPARE >= left) and closing.is_raw(words):
                 # It may have begun to end, which counts if it goes on
                 self._path = closing.walk(matcher.fork(), limit, self._written)
+            self._is_endless = self._path is None and closing.is_raw(words)
             if self._path is None:
-                self._check_at = left // 2
+                self._check_at = left if self._is_endless else left // 2
                 return
             self._need = len(path or self._path) + 1
         assert self._need is not None
