@@ -124,3 +124,21 @@ def test_bounded_strings_of_strict_tools() -> None:
     assert [n for n in range(6) if accepts_json(grammar, "é" * n)] == [2, 3]
     tag = {"type": "structural_tag", "format": {"type": "json_schema", "json_schema": schema}}
     assert _prepare(structural_tag=tag).ignored == []
+
+
+def test_bounds_of_strings_are_dropped_where_a_style_has_none() -> None:
+    """Or refused, where a schema is strict."""
+    bounds = {"type": "string", "minLength": 2, "pattern": "^a"}
+    schema: dict[str, Any] = {
+        "type": "object",
+        "properties": {"minLength": bounds, "b": {"type": "array", "items": {"maxLength": 3}}},
+    }
+    part = {"type": "json_schema", "json_schema": schema, "style": "minimax_m3_xml"}
+    params = StructuredOutputsParams(structural_tag={"format": part}, strict=False)
+    spec = prepare(params, "auto")
+    assert set(spec.ignored) >= {"#/properties/minLength/minLength"}
+    assert "maxLength" not in spec.text and "pattern" not in spec.text
+    assert compiled(spec) is not None
+    schema["properties"] = {"d": {"type": "string", "format": "date"}}
+    with pytest.raises(RequestError, match="#/properties/d/format .* in this model's format"):
+        prepare(StructuredOutputsParams(structural_tag={"format": part}), "auto")

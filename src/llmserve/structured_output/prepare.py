@@ -20,6 +20,9 @@ from llmserve.structured_output.regex import ascii_classes
 from llmserve.structured_output.schema import MAX_SECONDS, Normalizer, OutOfTime
 
 T = TypeVar("T")
+_UNBOUND_STYLE = "minimax_m3_xml"  # xgrammar refuses bounds of its strings
+_STRING_BOUNDS = ("minLength", "maxLength", "pattern", "format")
+_WITH_SCHEMAS = ("items", "prefixItems", "anyOf", "additionalProperties")
 _TAG_FIELDS = ("begin", "schema", "end")
 
 
@@ -104,6 +107,12 @@ def _of_tag(
             normalizer = _normalizer(params, part["json_schema"], seconds)
             schema = _named(params, normalizer.run)
             ignored.extend(normalizer.ignored + _weakened(params, normalizer))
+            if part.get("style") == _UNBOUND_STYLE:
+                unbound: list[str] = []
+                schema = _without_bounds(schema, "#", unbound)
+                if unbound and params.strict:
+                    raise _error(params, f"{unbound[0]} cannot be enforced in this model's format")
+                ignored.extend(unbound)
             return part | {"json_schema": schema}
         return {key: normalize(item) for key, item in part.items()}
 
@@ -111,6 +120,27 @@ def _of_tag(
         raise _error(params, "structural tags need the grammar backend xgrammar")
     text = dump({"type": "structural_tag", "format": normalize(tag["format"])})
     return _spec(params, "xgrammar", "structural_tag", text, ignored)
+
+
+def _without_bounds(schema: Any, path: str, dropped: list[str]) -> Any:
+    """The schema without what bounds its strings, which is named in `dropped`."""
+    if isinstance(schema, list):
+        return [_without_bounds(p, f"{path}/{i}", dropped) for i, p in enumerate(schema)]
+    if not isinstance(schema, dict):
+        return schema
+    result = {}
+    for key, part in schema.items():
+        if key in _STRING_BOUNDS:
+            dropped.append(f"{path}/{key}")
+        elif key in ("properties", "$defs"):
+            result[key] = {
+                name: _without_bounds(own, f"{path}/{key}/{name}", dropped)
+                for name, own in part.items()
+            }
+        else:
+            has_schemas = key in _WITH_SCHEMAS
+            result[key] = _without_bounds(part, f"{path}/{key}", dropped) if has_schemas else part
+    return result
 
 
 def _legacy_tag(params: StructuredOutputsParams, tag: dict[str, Any]) -> dict[str, Any]:
