@@ -110,6 +110,7 @@ class _Bench:
             tokens,
             plan.sample.astype(np.int32),
             logprobs=dict.fromkeys(range(0, plan.num_rows, 10), self.columns),
+            seconds=1e-3,  # prompts do not hold up anybody
         )
 
     def step(self) -> float:

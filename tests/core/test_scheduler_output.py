@@ -49,10 +49,11 @@ def test_output_crosses_a_process_edge_unchanged() -> None:
         np.array([1, 0], np.int32),
         np.array([False, True]),
         {0: columns},
+        seconds=0.25,
     )
     got = decode_output(encode(output))
     np.testing.assert_array_equal(got.token_ids, output.token_ids)
-    assert got.invalid is not None
+    assert got.invalid is not None and got.seconds == 0.25
     assert got.invalid.tolist() == [False, True]
     ids, logprobs, ranks = got.logprobs[0].unpack()
     assert (ids.tolist(), logprobs.tolist(), ranks.tolist()) == ([[4, 5]], [[-0.5, -1.0]], [1])

@@ -57,6 +57,9 @@ def test_script_and_delay() -> None:
     start = time.monotonic()
     assert generate(executor, [1, 2], 4) == [11, 12, 13, 11]
     assert 0.2 <= time.monotonic() - start < 0.5 + 0.5 * calibrate()
+    plan = plan_of(1, 5, 1)
+    executor.forward(plan)
+    assert executor.sample(plan).result().seconds == 0.05
 
 
 def test_facts() -> None:

@@ -106,6 +106,7 @@ class Episode:
     def __init__(self, world: World, seed: int) -> None:
         self.world = world
         self.rng = random.Random(seed)
+        self.seconds = random.Random(7)  # of steps, which take anything up to 10 s
         self.counts: Counter[str] = Counter()
         self.sent: dict[tuple[int, int], Sent] = {}
         self.open: list[tuple[int, int]] = []
@@ -143,22 +144,14 @@ class Episode:
             seed=5,
             max_in_flight=world.depth,
             num_draft_tokens=world.num_drafts,
-            costs=self._costs() if world.costs and config["enable_chunked_prefill"] else None,
+            costs=StepCosts(None, 0.1, 3)
+            if world.costs and config["enable_chunked_prefill"]
+            else None,
         )
         self.worker = FakeWorker(
             self.kv, world.max_model_len, self.rng, world.num_drafts, world.nan_rate
         )
         self.in_flight: deque[tuple[SchedulerOutput, ModelRunnerOutput]] = deque()
-
-    def _costs(self) -> StepCosts:
-        """Of a machine whose steps take anything up to 10 s."""
-        rng, times = random.Random(7), [0.0]
-
-        def clock() -> float:
-            times[0] += 10 * rng.random()
-            return times[0]
-
-        return StepCosts(None, 0.1, 3, clock)
 
     # -- clients
 
@@ -282,7 +275,9 @@ class Episode:
             self.counts["steps"] += 1
             self.counts["rows"] += plan.num_rows
             assert plan.num_tokens <= self.scheduler.max_tokens
-            self.in_flight.append((plan, self.worker.execute(plan)))
+            output = self.worker.execute(plan)
+            output.seconds = 10 * self.seconds.random()
+            self.in_flight.append((plan, output))
         full = len(self.in_flight) >= self.world.depth
         if self.in_flight and (plan is None or full or (not patient and self.rng.random() < 0.3)):
             self.scheduler.commit(*self.in_flight.popleft())

@@ -10,6 +10,7 @@ import torch
 
 from llmserve.spec_decode.ngram import NgramProposer
 from llmserve.worker.model_runner import StepResult
+from llmserve.worker.step_clock import StepClock
 from tests.helpers.paged import interpret
 from tests.helpers.tiny_runner import CONFIGS, Driver, random_prompt, sample_run
 
@@ -98,11 +99,17 @@ def test_a_step_without_draws_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> 
     done: list[str] = []
 
     class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
         def record(self) -> None:
             done.append("record")
 
         def synchronize(self) -> None:
             done.append("synchronize")
+
+        def elapsed_time(self, end: "Event") -> float:
+            return 2.0
 
     driver = Driver()
     driver.add(1, random_prompt(21, 2))
@@ -110,11 +117,13 @@ def test_a_step_without_draws_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> 
     inputs = driver.runner.batcher.build(plan)
     assert not len(inputs.draw_rows)
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(driver.runner, "device", torch.device("cuda"))
+    clock = driver.runner.clock = StepClock(torch.device("cuda"))
+    clock.begin()
     result = StepResult(driver.runner, plan, inputs, None)
-    assert done == ["record"]
-    assert result.result().num_tokens.tolist() == [0]
-    assert done == ["record", "synchronize"]
+    assert done == ["record", "record"]
+    output = result.result()
+    assert output.num_tokens.tolist() == [0] and output.seconds == 0.002
+    assert done == ["record", "record", "synchronize"]
 
 
 def test_resumed_request_continues() -> None:

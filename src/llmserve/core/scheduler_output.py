@@ -98,7 +98,8 @@ class ModelRunnerOutput(msgspec.Struct, array_like=True):
     row draws up to 1 + k. `invalid[i]` is not 0 where its tokens mean nothing: 1, the row's logits
     were not finite; 2, its own code raised. `logprobs[i]` covers row i's drawn tokens,
     `prompt_logprobs[i]` the prompt positions [num_computed + 1, num_computed + num_scheduled] of
-    row i, as far as they are prompt.
+    row i, as far as they are prompt. `seconds` is what the step has held up those behind it: the
+    device's time from the end of the step before, or from its own beginning where that came later.
     """
 
     token_ids: np.ndarray  # int32 [num_rows, 1 + k]
@@ -106,6 +107,7 @@ class ModelRunnerOutput(msgspec.Struct, array_like=True):
     invalid: np.ndarray | None = None  # bool or int8 [num_rows]; None = all fine
     logprobs: dict[int, LogprobColumns] = {}
     prompt_logprobs: dict[int, LogprobColumns] = {}
+    seconds: float = 0.0  # 0: not known
 
 
 def _enc_hook(value: Any) -> Any:

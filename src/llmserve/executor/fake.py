@@ -141,6 +141,7 @@ class FakeExecutor(Executor):
                 if len(targets):
                     k = self.params[slot].prompt_logprobs or 0
                     output.prompt_logprobs[row] = self._columns(targets, k)
+        output.seconds = self.delay
         self.ready = max(self.ready, time.monotonic()) + self.delay
         return FakeHandle(output, self.ready)
 

@@ -3,51 +3,74 @@
 """How much of a prompt fits into a step without holding up those who decode."""
 
 import math
-import time
 from collections import defaultdict, deque
-from collections.abc import Callable
 from statistics import median_high
 
+import msgspec
+
 _TIMES = 2.5  # a step without prompts; some take longer than was foreseen and stay under 3
-_SHARE = 2 / 3  # of the time of all else in the step that prompts get at least: two fifths of it
-_GROWTH = 4  # from what was tried on: small prompts ride along for less than their share
-_ANY = 1e12  # weight: no limit
-_DECODES, _PROMPTS = 15, 24  # steps that are remembered
-_ENDS = 3  # of them, the lightest and the heaviest, of which a line is drawn
-_LIGHT = 8  # of so many steps one is light, so that both ends are known
-_APART = 1.5  # times the weight of the lightest that tells a line from a point
-_KEEP = 4  # steps that a line is good for
+_SLACK = 1.1  # times that, for the sake of more tokens
+_SHARE = 1.75  # times all that does not depend on the prompts' tokens: prompts get three sevenths
+_WORTH = 0.5  # a step beyond the limit may be longer by this power of what its prompts weigh more
+_FIRST = 2  # times `least`: of a prompt while nothing is known
+_DECODES, _PROMPTS = 15, 5  # steps of a size that are remembered
+_LIGHT = 12  # of so many steps one has half the tokens, which tells what does not depend on them
+_PATIENCE = 4  # steps until a size is tried again: what it took is not known before
+_PAUSE = 8  # steps after which a size's last one alone still counts
+_AGE = 256  # steps after which a size is tried again, if smaller ones say that it fits
+_NEAR = 1.5  # times the weight of a token, up to which steps are compared
+_MOST_FIXED, _FAR_FIXED = 0.9, 0.5  # of what a size takes, at most: more tokens never come free
+
+
+class Room(msgspec.Struct):
+    """What prompts may have of a step: so many tokens, and of that weight at most."""
+
+    tokens: int
+    weight: float
+
+
+_ANY = Room(1 << 40, 1e12)
+
+
+class _Size:
+    """What is known of steps with up to a power of two of tokens, some of them of prompts."""
+
+    def __init__(self) -> None:
+        self.steps: deque[tuple[float, float]] = deque(maxlen=_PROMPTS)  # seconds, weight
+        self.seconds = self.weight = 0.0  # of the one in the middle
+        self.density = 0.0  # weight of a token in the last one
+        self.seen = self.tried = -_AGE  # numbers of steps
+
+    def add(self, seconds: float, weight: float) -> None:
+        self.steps.append((seconds, weight))
+        self.seconds, self.weight = median_high(self.steps)
+
+    def is_near(self, density: float) -> bool:
+        return 1 / _NEAR < self.density / density < _NEAR
 
 
 class StepCosts:
     """Learns what steps take from those that have run.
 
     A step of decodes has its own time for each power of two of rows. Prompts add a time that does
-    not depend on how long they are, and one for each of their tokens; a token at position p weighs
+    not depend on their tokens, and one for each of them; a token at position p weighs
     1 + p * `context_cost`, which is what attention to one more token costs in units of all that
-    does not depend on the context. All are medians: a stall says nothing. `most` seconds may a step
-    take. None is 2.5 times the one without prompts, or more where prompts would hardly get on; and
-    the first prompt gets on by `least` tokens, whatever they cost.
+    does not depend on the context. Steps of about as many tokens are seen for themselves: larger
+    ones may be run in another way and take several times as long. Smaller ones only tell whether to
+    try them. All are medians: a stall says nothing. `most` seconds may a step take. None is 2.5
+    times the one without prompts, or more where prompts would hardly get on; and the first prompt
+    gets on by `least` tokens, whatever they cost. Kernels work on tiles of so many.
     """
 
-    def __init__(
-        self,
-        most: float | None,
-        context_cost: float,
-        least: int = 64,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        self.clock = clock
+    def __init__(self, most: float | None, context_cost: float, least: int = 64) -> None:
         self.least = least
         self._most = most
         self._context_cost = context_cost
         self._decodes: defaultdict[int, deque[float]] = defaultdict(lambda: deque(maxlen=_DECODES))
-        # steps with prompts: their weight, decodes beside them, seconds
         self._times: dict[int, float] = {}  # their medians, as far as they were asked for
-        self._prompts: deque[tuple[float, int, float]] = deque(maxlen=_PROMPTS)
-        self._line = (0.0, 0.0, 0.0, 0.0)
-        self._num_new = 0  # prompts that the line does not know
-        self._num_rooms = 0
+        self._sizes: defaultdict[int, _Size] = defaultdict(_Size)  # by bits of the most tokens
+        self._fixed, self._fixed_at = 0.0, 1.0  # seconds; weight of a token where they were seen
+        self._num_prompts = self._num_rooms = 0  # steps
 
     def weight(self, start: int, count: int) -> float:
         """Of the `count` tokens from position `start` on."""
@@ -59,49 +82,116 @@ class StepCosts:
         root = math.sqrt(first * first + 2 * self._context_cost * room)
         return int(2 * room / (first + root))
 
-    def room(self, num_decodes: int) -> float:
-        """The weight of prompts that a step beside `num_decodes` others may have."""
+    def room(self, num_decodes: int, start: int) -> Room:
+        """What a step beside `num_decodes` others may have of prompts, the first of which goes on
+        at position `start`."""
         alone = self._alone(num_decodes)
-        if not alone or not self._prompts:
+        if not alone:
             return _ANY
-        if self._num_new >= min(_KEEP, len(self._prompts)):
-            self._line, self._num_new = self._draw(), 0
-        light, heavy, fixed, second = self._line
-        if self._most:
-            seconds = self._most - alone - fixed
-        else:
-            seconds = max((_TIMES - 1) * alone - fixed, _SHARE * (alone + fixed))
-        room = max(seconds, 0.0) / second
+        tokens = self._tokens(num_decodes, start, alone)
         self._num_rooms += 1
         if self._num_rooms % _LIGHT == 0:
-            room /= _GROWTH
-        elif not self._most and heavy <= min(_APART * light, 2 * self.least):
-            room = max(room, 2 * heavy)  # of such steps it cannot be told what their tokens take
-        return min(room, _GROWTH * heavy)
+            tokens = max(tokens // 2, 1)
+        return Room(tokens, self.weight(start, tokens) * (1 + 1e-9))
 
-    def observe(self, num_decodes: int, weight: float, seconds: float) -> None:
-        """A step took `seconds`, with prompts of that weight."""
-        if weight:
-            self._prompts.append((weight, num_decodes, seconds))
-            self._num_new += 1
-        else:
+    def predict(self, num_decodes: int, start: int, count: int) -> float:
+        """Seconds of a step with that part of a prompt; 0 while nothing is known."""
+        alone = self._alone(num_decodes)
+        if not alone or not self._num_prompts:
+            return 0.0
+        fixed, each = self._line((num_decodes + count - 1).bit_length())
+        return alone + fixed + each * self.weight(start, count)
+
+    def _tokens(self, num_decodes: int, start: int, alone: float) -> int:
+        """A multiple of `least`. Goes up from size to size, as long as they are short enough."""
+        tokens = least = self.least
+        if not self._num_prompts:
+            return _FIRST * least
+        most = self._most - alone if self._most else (_TIMES - 1) * alone
+        number = (num_decodes + least - 1).bit_length()
+        weight, (fixed, each) = self.weight(start, least), self._line(number)
+        more = fixed + each * weight
+        beyond = 0.0 if self._most else _SHARE * (alone + fixed) - alone
+        if more <= most:
+            beyond = min(beyond, _SLACK * (alone + most) - alone)
+        while True:
+            top = ((1 << number) - num_decodes) // least * least
+            if top > tokens:
+                fixed, each = self._line(number)
+                fits = min(self._fit(start, most - fixed, each), top)
+                is_known = self._is_known(number)
+                if fits <= tokens:
+                    fits = min(self._fit(start, beyond - fixed, each), top)
+                    heavier = self.weight(start, fits)
+                    if (
+                        fits <= tokens
+                        or not self._size_of(num_decodes + tokens).is_near(weight / tokens)
+                        or alone + fixed + each * heavier
+                        > (alone + more) * (heavier / weight) ** _WORTH
+                    ):
+                        return tokens
+                size = self._sizes[number]
+                if not (is_known and size.is_near(self.weight(start, fits) / fits)):
+                    tried = min(fits, max(2 * tokens, 3 * least))
+                    return tried if self._may_try(number) else tokens
+                tokens, weight = fits, self.weight(start, fits)
+                more = fixed + each * weight
+                if fits < top:
+                    return tokens
+            number += 1
+
+    def _fit(self, start: int, seconds: float, each: float) -> int:
+        return self.fit(start, max(seconds, 0.0) / each) // self.least * self.least
+
+    def _size_of(self, tokens: int) -> _Size:
+        return self._sizes[(tokens - 1).bit_length()]
+
+    def _is_known(self, number: int) -> bool:
+        size = self._sizes.get(number)
+        return size is not None and self._num_prompts - size.seen < _AGE
+
+    def _may_try(self, number: int) -> bool:
+        size = self._sizes[number]
+        if self._num_prompts - size.tried < _PATIENCE:
+            return False
+        size.tried = self._num_prompts
+        return True
+
+    def _line(self, number: int) -> tuple[float, float]:
+        """Seconds that prompts take in steps of that size, whatever they weigh, and for each unit
+        of weight: by what was seen of them, else of the next smaller ones, else of larger ones."""
+        size = self._sizes[number]
+        if self._num_prompts - size.seen >= _AGE:
+            known = [n for n, other in self._sizes.items() if other.steps]
+            size = self._sizes[max((n for n in known if n < number), default=min(known))]
+        share = _MOST_FIXED if size.is_near(self._fixed_at) else _FAR_FIXED
+        fixed = min(self._fixed, share * size.seconds)
+        return fixed, max((size.seconds - fixed) / size.weight, 1e-12)
+
+    def observe(self, num_decodes: int, tokens: int, weight: float, seconds: float) -> None:
+        """A step took `seconds`, with so many tokens of prompts, of that weight."""
+        if not tokens:
             self._decodes[num_decodes.bit_length()].append(seconds)
             self._times.clear()
+        elif alone := self._alone(num_decodes):
+            self._num_prompts += 1
+            size = self._size_of(num_decodes + tokens)
+            if self._num_prompts - size.seen > _PAUSE:  # the context has changed
+                size.steps = deque([*size.steps][-1:], _PROMPTS)
+            size.seen, size.density = self._num_prompts, weight / tokens
+            size.add(max(seconds - alone, 0.0), weight)
+            if self._num_prompts % _PATIENCE == 0:
+                self._fix(size.density)
 
-    def _draw(self) -> tuple[float, float, float, float]:
-        """Weights of light and heavy steps, seconds that prompts take whatever they weigh, and for
-        each unit of weight."""
-        steps = sorted(self._prompts, key=lambda step: step[0])
-        ends = min(_ENDS, (len(steps) + 1) // 2)
-        (light, short), (heavy, long) = self._middle(steps[:ends]), self._middle(steps[-ends:])
-        fixed = 0.0
-        if heavy > _APART * light:
-            fixed = max(short - (long - short) / (heavy - light) * light, 0.0)
-        return light, heavy, fixed, max((long - fixed) / heavy, 1e-12)
-
-    def _middle(self, steps: list[tuple[float, int, float]]) -> tuple[float, float]:
-        more = [max(seconds - self._alone(n), 0.0) for _, n, seconds in steps]
-        return median_high([weight for weight, *_ in steps]), median_high(more)
+    def _fix(self, density: float) -> None:
+        """The line through the two lightest sizes that were seen at about this context begins with
+        what prompts take whatever they weigh."""
+        near = [(s.weight, s.seconds) for s in self._sizes.values() if s.is_near(density)]
+        if len(near) > 1:
+            (light, short), (heavy, long) = sorted(near)[:2]
+            if light < heavy:
+                each = (long - short) / (heavy - light)
+                self._fixed, self._fixed_at = min(max(short - each * light, 0.0), short), density
 
     def _alone(self, num_decodes: int) -> float:
         """Seconds of a step of decodes, of the nearest size that was seen; 0 where none was."""

@@ -31,7 +31,7 @@ from llmserve.errors import (
 from llmserve.kv_cache.manager import NO_ROWS, KVCacheManager
 from llmserve.kv_cache.prefix_hash import block_hash, extend_hashes
 from llmserve.scheduler.admission import Admission
-from llmserve.scheduler.cost import StepCosts
+from llmserve.scheduler.cost import Room, StepCosts
 from llmserve.scheduler.outbox import Outbox, cut
 from llmserve.scheduler.policy import WaitingQueue, prompt_gates
 from llmserve.scheduler.slots import Slots
@@ -52,8 +52,8 @@ class _InFlight(msgspec.Struct):
     sample: np.ndarray  # bool [num_rows]
     hashes: set[bytes]  # prefixes that the step computes
     num_decodes: int
+    num_prompt_tokens: int
     weight: float  # of the prompts, where costs are kept
-    planned: float  # StepCosts.clock
     departed: dict[int, Request] = {}  # by row: have left their slots
 
     def keep(self, rows: np.ndarray) -> None:
@@ -71,7 +71,8 @@ class _Rows(msgspec.Struct):
     hashes: set[bytes] = set()
     preempted: set[int] = set()
     num_decodes: int = 0
-    room: float | None = None  # weight that prompts may still have; None: not asked for yet
+    room: Room | None = None  # what prompts may have in all; None: not asked for yet
+    num_tokens: int = 0  # of prompts
     weight: float = 0.0
 
 
@@ -125,7 +126,6 @@ class Scheduler:
         self._ones = np.ones(config.max_num_seqs, np.int64)
         self._gates = prompt_gates(config)
         self._costs = costs
-        self._committed = 0.0  # StepCosts.clock
         self._admission = Admission(
             config, self.kv, max_model_len, logits_width, self._eos_token_ids, seed
         )
@@ -376,25 +376,34 @@ class Scheduler:
         for gate in self._gates:
             todo = gate(todo, budget)
         costs = self._costs
-        if costs is None or not rows.num_decodes:
+        if costs is None or not rows.num_decodes or (todo <= costs.least and not rows.slots):
             return todo
         if rows.room is None:
-            rows.room = costs.room(rows.num_decodes)
-        fits = costs.fit(start, max(rows.room - rows.weight, 0.0))
+            rows.room = costs.room(rows.num_decodes, start)
+        fits = self._fit(rows.room, rows, start)
         if todo <= fits:
             return todo
-        return fits if fits >= costs.least else 0 if rows.slots else min(todo, costs.least)
+        if fits >= min(costs.least, rows.room.tokens):
+            return fits
+        return 0 if rows.slots else min(todo, costs.least)
+
+    def _fit(self, room: Room, rows: _Rows, start: int) -> int:
+        """How many tokens from position `start` on have room beside those in `rows`."""
+        assert self._costs is not None
+        left = self._costs.fit(start, max(room.weight - rows.weight, 0.0))
+        return min(left, room.tokens - rows.num_tokens)
 
     def _is_full(self, rows: _Rows, num_tokens: int) -> bool:
         """Whether no part of another prompt of `num_tokens` has room beside those in `rows`."""
         if self._costs is None or rows.room is None:
             return False
-        return rows.room - rows.weight < min(self._costs.least, num_tokens)
+        return self._fit(rows.room, rows, 0) < min(self._costs.least, num_tokens)
 
     def _add_row(self, rows: _Rows, request: Request, start: int, count: int) -> None:
         rows.slots.append(request.slot)
         rows.starts.append(start)
         rows.counts.append(count)
+        rows.num_tokens += count
         if self._costs is not None:
             rows.weight += self._costs.weight(start, count)
         rows.hashes.update(self.kv.hashes_touched(request, start, start + count))
@@ -479,6 +488,7 @@ class Scheduler:
             rows.slots = [rows.slots[i] for i in keep]
             rows.starts = [rows.starts[i] for i in keep]
             rows.counts = [rows.counts[i] for i in keep]
+            rows.num_tokens = sum(rows.counts)
         num_rows = n + len(rows.slots)
         if not num_rows:
             return None
@@ -523,12 +533,11 @@ class Scheduler:
         self._new_blocks, self._released = [], []
         self._in_flight.append(
             _InFlight(
-                plan, decodes, starts, ends, sample, rows.hashes, n, rows.weight,
-                self._costs.clock() if self._costs is not None else 0.0,
+                plan, decodes, starts, ends, sample, rows.hashes, n, rows.num_tokens, rows.weight
             )
         )  # fmt: skip
         self.counters.num_tokens_computed += (
-            int(counts.sum()) if self._num_drafts else n + sum(rows.counts)
+            int(counts.sum()) if self._num_drafts else n + rows.num_tokens
         )
         if len(self._in_flight) > self.counters.max_in_flight:
             self.counters.max_in_flight = len(self._in_flight)
@@ -540,9 +549,10 @@ class Scheduler:
         """Takes what the oldest step in flight drew."""
         flight = self._in_flight.popleft()
         assert flight.plan.step == plan.step, "steps are committed in the order of their plans"
-        if self._costs is not None:
-            began, self._committed = max(flight.planned, self._committed), self._costs.clock()
-            self._costs.observe(flight.num_decodes, flight.weight, self._committed - began)
+        if self._costs is not None and output.seconds:
+            self._costs.observe(
+                flight.num_decodes, flight.num_prompt_tokens, flight.weight, output.seconds
+            )
         live: np.ndarray | None = None  # None: every row
         token_ids, num_tokens = output.token_ids, output.num_tokens
         if flight.departed:

@@ -26,6 +26,7 @@ from llmserve.worker.cuda_graph import MAX_WHOLE, StepGraphs
 from llmserve.worker.input_batch import InputBatcher, StepInputs
 from llmserve.worker.piecewise import PieceGraphs
 from llmserve.worker.request_slots import RequestSlots
+from llmserve.worker.step_clock import StepClock
 
 logger = get_logger(__name__)
 
@@ -69,6 +70,7 @@ class ModelRunner:
         self.device = device
         self.slots = RequestSlots(num_slots, max_model_len, kv_config, device)
         self.batcher = InputBatcher(self.slots)
+        self.clock = StepClock(device)
         self.proposer = proposer
         self.drafts = np.zeros((num_slots, num_drafts), np.int32)
         self.prompt_logprobs = np.zeros(num_slots, np.int64)
@@ -92,6 +94,7 @@ class ModelRunner:
     @torch.inference_mode()
     def forward(self, plan: SchedulerOutput) -> None:
         """Applies the plan's changes to the slots and computes its hidden states."""
+        self.clock.begin()
         for slot in plan.released:
             self.sampler.remove(slot)
         for request in plan.new_requests:
@@ -294,15 +297,12 @@ class StepResult:
         self._plan = plan
         self._inputs = inputs
         self._sampled = sampled
-        self._event: torch.cuda.Event | None = None
         if sampled is not None:
             self._tokens = sampled.tokens
             if self._tokens.is_cuda:
                 pinned = torch.empty(self._tokens.shape, dtype=torch.int64, pin_memory=True)
                 self._tokens = pinned.copy_(self._tokens, non_blocking=True)
-        if runner.device.type == "cuda":
-            self._event = torch.cuda.Event()
-            self._event.record()
+        self._time = runner.clock.end()
 
     def result(self) -> ModelRunnerOutput:
         """Waits for the step, and has its tokens."""
@@ -312,8 +312,7 @@ class StepResult:
             np.zeros((plan.num_rows, max(1, int(draws.max()))), np.int32), draws
         )
         output.prompt_logprobs = self.prompt_logprobs
-        if self._event is not None:
-            self._event.synchronize()
+        output.seconds = self._time.wait()
         if self._sampled is None:
             return output
         token_ids, invalid = self._tokens.numpy()
