@@ -6,7 +6,9 @@
 
 Streams of short random prompts decode without end, read by a process of their own; long ones with
 one token to answer come one after the other. A gap is the time between two pieces of an answer, and
-counts as beside a prompt if it ends between the prompt's sending and its token.
+counts as beside a prompt if it ends between the prompt's sending and its token. A stream whose
+answer ends beside a prompt waits behind it, and where all wait, nobody is held up any more and the
+prompt runs as if it were alone: answers are long, end by turns, and those that do are counted.
 """
 
 import argparse
@@ -35,8 +37,9 @@ def _body(model: str, length: int, max_tokens: int, draw: random.Random) -> byte
     ).encode()  # fmt: skip
 
 
-async def _stream(host: str, port: int, body: bytes, arrivals: list[float]) -> None:
+async def _stream(host: str, port: int, first: bytes, others: bytes, arrivals: list[float]) -> None:
     """Again and again; a 0 stands between two answers, where there is no gap."""
+    body = first
     reader, writer = await asyncio.open_connection(host, port, limit=1 << 20)
     while True:
         writer.write(
@@ -50,18 +53,18 @@ async def _stream(host: str, port: int, body: bytes, arrivals: list[float]) -> N
             arrivals.append(time.monotonic())
         await reader.readline()
         arrivals.append(0.0)
+        body = others
 
 
-async def _streams(url: str, model: str, count: int, end: Connection) -> None:
+async def _streams(url: str, model: str, count: int, tokens: int, end: Connection) -> None:
     parts, draw = urlsplit(url), random.Random(1)
     assert parts.hostname and parts.port
     arrivals: list[list[float]] = [[] for _ in range(count)]
-    tasks = [
-        asyncio.create_task(
-            _stream(parts.hostname, parts.port, _body(model, 100, 1000, draw), mine)
-        )
-        for mine in arrivals
-    ]
+    tasks = []
+    for number, mine in enumerate(arrivals, 1):
+        length = max(tokens * number // count, 2)
+        bodies = [_body(model, 100, most, draw) for most in (length, tokens)]
+        tasks.append(asyncio.create_task(_stream(parts.hostname, parts.port, *bodies, mine)))
     await asyncio.get_running_loop().run_in_executor(None, end.recv)
     for task in tasks:
         task.cancel()
@@ -71,11 +74,11 @@ async def _streams(url: str, model: str, count: int, end: Connection) -> None:
     end.send(arrivals)
 
 
-def _decode(url: str, model: str, count: int, end: Connection) -> None:
-    asyncio.run(_streams(url, model, count, end))
+def _decode(url: str, model: str, count: int, tokens: int, end: Connection) -> None:
+    asyncio.run(_streams(url, model, count, tokens, end))
 
 
-def run(url: str, streams: int, length: int, prompts: int) -> None:
+def run(url: str, streams: int, tokens: int, length: int, prompts: int) -> None:
     """Measures and prints."""
     with urllib.request.urlopen(f"{url}/v1/models") as answer:
         model = json.load(answer)["data"][0]["id"]
@@ -83,7 +86,7 @@ def run(url: str, streams: int, length: int, prompts: int) -> None:
     bodies = [_body(model, length, 1, draw) for _ in range(prompts)]
     ours, theirs = multiprocessing.Pipe()
     context = multiprocessing.get_context("spawn")
-    context.Process(target=_decode, args=(url, model, streams, theirs), daemon=True).start()
+    context.Process(target=_decode, args=(url, model, streams, tokens, theirs), daemon=True).start()
     spans = []
     time.sleep(3 * _PAUSE_S)
     for body in bodies:
@@ -96,12 +99,14 @@ def run(url: str, streams: int, length: int, prompts: int) -> None:
         spans.append((began, sent, time.monotonic()))
     ours.send(None)
     gaps: dict[str, list[float]] = {"alone": [], "beside": []}
+    num_ended = 0
     for first, second in itertools.chain.from_iterable(map(itertools.pairwise, ours.recv())):
         for began, sent, answered in spans:
             if first and began < second <= sent:
                 gaps["alone"].append(second - first)
             elif first and sent < second <= answered:
                 gaps["beside"].append(second - first)
+            num_ended += not second and sent < first <= answered
     late = {}
     for name, found in gaps.items():
         p50, late[name], most = np.percentile(found, (50, 99, 100)) * 1e3
@@ -111,6 +116,7 @@ def run(url: str, streams: int, length: int, prompts: int) -> None:
         )
     waited = [answered - sent for _, sent, answered in spans]
     print(f"p99 beside / alone {late['beside'] / late['alone']:.2f}")
+    print(f"{num_ended} answers of {streams} streams ended beside {prompts} prompts")
     print("seconds to the token of the long prompts: " + ", ".join(f"{s:.2f}" for s in waited))
 
 
@@ -118,7 +124,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("url")
     parser.add_argument("--streams", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=8000, help="of an answer")
     parser.add_argument("--prompt", type=int, default=32_000)
     parser.add_argument("--prompts", type=int, default=3)
     args = parser.parse_args()
-    run(args.url, args.streams, args.prompt, args.prompts)
+    run(args.url, args.streams, args.tokens, args.prompt, args.prompts)
