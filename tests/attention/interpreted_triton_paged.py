@@ -36,3 +36,17 @@ def test_padding_row_is_zero() -> None:
     out = backend.forward(case.query, case.kv_cache, case.metadata)
     assert (out[1] == 0).all()
     torch.testing.assert_close(out[:1].double(), case.expected()[:1], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("counted", [False, True])
+def test_a_single_prompt_keeps_all_programs_busy(counted: bool) -> None:
+    """Its tiles are counted exactly: each that is not there would take its share of the splits."""
+    case = make_case([(1, 40), (64, 2048)], heads=1, kv_heads=1)
+    if counted:
+        case.count_on_device()
+    backend = TritonPagedAttention(case.shape, torch.float32, torch.device("cpu"))
+    backend.plan(case.metadata)
+    backend.tile_scratch.partial.fill_(torch.nan)
+    out = backend.forward(case.query, case.kv_cache, case.metadata)
+    torch.testing.assert_close(out.double(), case.expected(), atol=2e-5, rtol=1e-4)
+    assert not backend.tile_scratch.partial.isnan().any()

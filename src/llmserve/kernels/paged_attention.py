@@ -147,7 +147,7 @@ def paged_prefill(
     partial, partial_lse, arrived = scratch.partial, scratch.partial_lse, scratch.arrived
     programs = len(partial)
     if row_counts is None:  # as the kernel counts them
-        tiles = ((num_tokens - first_row) // tile_q + num_rows) * num_heads
+        tiles = (num_tokens - first_row + num_rows * (tile_q - 1)) // tile_q * num_heads
         programs = tiles * min(max(programs // tiles, 1), _MAX_SPLITS)
     _prefill_kernel[(programs,)](
         query, kv_cache, block_table, query_start, seq_lens, out, partial, partial_lse, arrived,
@@ -345,14 +345,15 @@ def _prefill_kernel(
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, COUNTED: tl.constexpr,
 ):  # fmt: skip
     """One program takes by turns: TILE_Q queries of one row and one of HEADS heads, and a split of
-    the keys, which are split for PROGRAMS programs. Row r's tiles start at number (its first token)
-    // TILE_Q + r, which leaves each row at least the tiles that it needs. The last tiles, which
-    have most keys, come first.
+    the keys, which are split for PROGRAMS programs. Row r's tiles start at number (its first token
+    + r * (TILE_Q - 1)) // TILE_Q, which leaves each row at least the tiles that it needs, and a
+    single one no more. The last tiles, which have most keys, come first.
     """
     if COUNTED:
         first_row = tl.load(row_counts)
         num_rows = tl.load(row_counts + 1) - first_row
-    tiles = (tl.load(query_start + first_row + num_rows) - first_row) // TILE_Q + num_rows
+    tokens = tl.load(query_start + first_row + num_rows) - first_row
+    tiles = (tokens + num_rows * (TILE_Q - 1)) // TILE_Q
     splits = _num_splits(tiles * HEADS, PROGRAMS, SPLITS)
     for unit in loop(tl.program_id(0), tiles * HEADS * splits, tl.num_programs(0)):
         _prefill_part(
@@ -382,14 +383,14 @@ def _prefill_part(
     while right - left > 1:
         middle = (left + right) // 2
         start = tl.load(query_start + first_row + middle) - first_row
-        if start // TILE_Q + middle <= tile:
+        if (start + middle * (TILE_Q - 1)) // TILE_Q <= tile:
             left = middle
         else:
             right = middle
     row = (first_row + left).to(tl.int64)
     row_start = tl.load(query_start + row)
     row_end = tl.load(query_start + row + 1)
-    number = tile - ((row_start - first_row) // TILE_Q + left)
+    number = tile - (row_start - first_row + left * (TILE_Q - 1)) // TILE_Q
     query_len = row_end - row_start
     if number * TILE_Q < query_len:
         length = tl.load(seq_lens + row)
