@@ -31,6 +31,7 @@ from llmserve.scheduler.cost import StepCosts
 from llmserve.scheduler.scheduler import Scheduler
 
 SHORT, LONG = 64, 4096  # tokens of context
+_BEFORE = 150  # steps, in which the prompts of all rows are computed
 VOCABULARY = 50_000
 _SPECS = [FullAttentionSpec(2, 64, 2)] + [SlidingWindowSpec(2, 64, 2, window=512)] * 2
 
@@ -135,9 +136,9 @@ def run(
     """Microseconds of each step, and the reference loop's median and 99th percentile."""
     gc.collect()
     gc.freeze()  # as the engine does once it is ready; requests come later
-    bench = _Bench(rows, num_waiting, context, steps + 50)
+    bench = _Bench(rows, num_waiting, context, steps + _BEFORE)
     objects = [[random.randrange(100)] for _ in range(256)]
-    for _ in range(50):
+    for _ in range(_BEFORE):
         bench.step()
     took, reference = [], []
     for _ in range(steps):

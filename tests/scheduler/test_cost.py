@@ -158,8 +158,23 @@ def test_stalls_say_nothing() -> None:
     for seconds in [0.0015, 9.0, 0.0015, 7.0, 0.0015]:
         costs.observe(4, 128, 128, seconds)
     assert costs.room(4, 0).tokens == 384  # of larger steps one is tried
-    assert {costs.room(n, 0).tokens for n in (4, 7, 4, 7)} == {192}  # the most of this size
+    assert {costs.room(4, 0).tokens for _ in range(4)} == {192}  # the most of this size
     assert costs.predict(4, 0, 128) == pytest.approx(0.0015)
+
+
+def test_beside_numbers_of_decodes_that_were_not_seen_alone_a_step_has_no_prompts() -> None:
+    """Else all that more rows take, where every step has prompts, would seem to be the prompts'."""
+    costs, given = StepCosts(None, 0), []
+    for _ in range(4):
+        costs.observe(4, 0, 0, 0.001)
+    for _ in range(10):
+        tokens = costs.room(200, 0).tokens
+        given.append(tokens)
+        if len(given) > 2 and given[-2] == 0:
+            costs.observe(200, 0, 0, 0.004)
+        costs.observe(200, tokens, tokens, 0.004 + 1e-6 * tokens)
+    assert given.count(0) == 1 and costs.room(200, 0).tokens > 0
+    assert costs.room(210, 0).tokens > 0 and costs.room(100, 0).tokens == 0
 
 
 def test_a_time_that_does_not_grow_with_the_tokens_is_told_from_theirs() -> None:
@@ -172,7 +187,7 @@ def test_a_time_that_does_not_grow_with_the_tokens_is_told_from_theirs() -> None
                 seconds = (0.001 + fixed + 1e-6 * tokens) * rng.uniform(0.99, 1.01)
                 costs.observe(4, tokens, tokens, seconds)
         assert least <= costs.room(4, 0).tokens <= most
-        assert costs.predict(4, 0, 300) == pytest.approx(0.0013 + fixed, rel=0.1)
+        assert costs.predict(4, 0, 448) == pytest.approx(0.001448 + fixed, rel=0.02)
 
 
 def test_sizes_that_are_run_in_another_way_are_tried_once_and_left() -> None:
@@ -235,7 +250,8 @@ def test_a_queue_behind_one_decode_gets_on(
             machine.step()
         seconds.append(machine.now - began)
     unlimited, limited = seconds
-    assert limited < 2.5 * unlimited
+    # of steps that take one or three times as long, by chance, medians say less
+    assert limited < (3 if whim is _bimodal else 2.5) * unlimited
 
 
 class Card(Machine):
@@ -264,7 +280,7 @@ class Card(Machine):
         return 4.5e-3 if tokens <= 2048 else 8e-3, products + 0.46e-9 * reads
 
     def attention(self, start: int, count: int) -> float:
-        splits = min(max(264 // (16 * (count // 64 + 1)), 1), 32)
+        splits = min(max(264 // (16 * -(-count // 64)), 1), 32)
         units: list[int] = []
         for first in range(0, count, 64):
             keys = -(-(start + min(first + 64, count)) // 64)
@@ -338,7 +354,7 @@ def test_on_a_card_the_longest_parts_are_found_that_hold_up_no_decode(
     for _ in range(100):
         card.step()
     seconds, longest = card.best(2.5 * alone)
-    limit = max(3 * alone, 1.25 * longest)
+    limit = 3.3 * alone if longest < 3 * alone else 1.4 * longest
     first, *others = [card.gaps(wire_id) for wire_id in (8, 9, 10)]
     assert np.percentile(first, 99) < 1.1 * limit  # it has to be learnt
     assert np.percentile(np.concatenate(others), 99) < limit

@@ -11,15 +11,19 @@ import msgspec
 _TIMES = 2.5  # a step without prompts; some take longer than was foreseen and stay under 3
 _SLACK = 1.1  # times that, for the sake of more tokens
 _SHARE = 1.75  # times all that does not depend on the prompts' tokens: prompts get three sevenths
-_WORTH = 0.5  # a step beyond the limit may be longer by this power of what its prompts weigh more
+_EATEN = 0.85  # of the limit: so much does not depend on tokens that few have room
+_WORTH = 0.45  # a step beyond the limit may be longer by this power of what its prompts weigh more
 _FIRST = 2  # times `least`: of a prompt while nothing is known
 _DECODES, _PROMPTS = 15, 5  # steps of a size that are remembered
 _LIGHT = 12  # of so many steps one has half the tokens, which tells what does not depend on them
 _PATIENCE = 4  # steps until a size is tried again: what it took is not known before
 _PAUSE = 8  # steps after which a size's last one alone still counts
+_FRESH = 64  # steps that tell what does not depend on the tokens
 _AGE = 256  # steps after which a size is tried again, if smaller ones say that it fits
 _NEAR = 1.5  # times the weight of a token, up to which steps are compared
-_MOST_FIXED, _FAR_FIXED = 0.9, 0.5  # of what a size takes, at most: more tokens never come free
+# Of what a size takes, as much at most may not depend on the tokens: more of them never come free.
+# To a larger size, which is tried but once; and within a size, or from another context
+_MOST_FIXED, _SURE_FIXED = 0.9, 0.5
 
 
 class Room(msgspec.Struct):
@@ -52,7 +56,8 @@ class _Size:
 class StepCosts:
     """Learns what steps take from those that have run.
 
-    A step of decodes has its own time for each power of two of rows. Prompts add a time that does
+    A step of decodes has its own time for each number of rows, to a quarter; where it is not known,
+    a step goes without prompts. These add a time that does
     not depend on their tokens, and one for each of them; a token at position p weighs
     1 + p * `context_cost`, which is what attention to one more token costs in units of all that
     does not depend on the context. Steps of about as many tokens are seen for themselves: larger
@@ -68,6 +73,7 @@ class StepCosts:
         self._context_cost = context_cost
         self._decodes: defaultdict[int, deque[float]] = defaultdict(lambda: deque(maxlen=_DECODES))
         self._times: dict[int, float] = {}  # their medians, as far as they were asked for
+        self._waited: dict[int, int] = {}  # number of the step without prompts, for their sake
         self._sizes: defaultdict[int, _Size] = defaultdict(_Size)  # by bits of the most tokens
         self._fixed, self._fixed_at = 0.0, 1.0  # seconds; weight of a token where they were seen
         self._num_prompts = self._num_rooms = 0  # steps
@@ -88,8 +94,12 @@ class StepCosts:
         alone = self._alone(num_decodes)
         if not alone:
             return _ANY
-        tokens = self._tokens(num_decodes, start, alone)
         self._num_rooms += 1
+        rows = _rounded(num_decodes)
+        if rows not in self._decodes and self._num_rooms - self._waited.get(rows, 0) > _PATIENCE:
+            self._waited[rows] = self._num_rooms
+            return Room(0, 0.0)
+        tokens = self._tokens(num_decodes, start, alone)
         if self._num_rooms % _LIGHT == 0:
             tokens = max(tokens // 2, 1)
         return Room(tokens, self.weight(start, tokens) * (1 + 1e-9))
@@ -111,8 +121,11 @@ class StepCosts:
         number = (num_decodes + least - 1).bit_length()
         weight, (fixed, each) = self.weight(start, least), self._line(number)
         more = fixed + each * weight
-        beyond = 0.0 if self._most else _SHARE * (alone + fixed) - alone
-        if more <= most:
+        beyond = 0.0
+        if not self._most:
+            beyond = _SHARE * (alone + min(self._fixed, _MOST_FIXED * more)) - alone
+        is_eaten = self._fixed > _EATEN * most
+        if more <= most and not is_eaten:
             beyond = min(beyond, _SLACK * (alone + most) - alone)
         while True:
             top = ((1 << number) - num_decodes) // least * least
@@ -136,7 +149,7 @@ class StepCosts:
                     return tried if self._may_try(number) else tokens
                 tokens, weight = fits, self.weight(start, fits)
                 more = fixed + each * weight
-                if fits < top:
+                if fits < top and not is_eaten:
                     return tokens
             number += 1
 
@@ -160,18 +173,19 @@ class StepCosts:
     def _line(self, number: int) -> tuple[float, float]:
         """Seconds that prompts take in steps of that size, whatever they weigh, and for each unit
         of weight: by what was seen of them, else of the next smaller ones, else of larger ones."""
-        size = self._sizes[number]
+        size, share = self._sizes[number], _SURE_FIXED
         if self._num_prompts - size.seen >= _AGE:
             known = [n for n, other in self._sizes.items() if other.steps]
             size = self._sizes[max((n for n in known if n < number), default=min(known))]
-        share = _MOST_FIXED if size.is_near(self._fixed_at) else _FAR_FIXED
+            if size.is_near(self._fixed_at):
+                share = _MOST_FIXED
         fixed = min(self._fixed, share * size.seconds)
         return fixed, max((size.seconds - fixed) / size.weight, 1e-12)
 
     def observe(self, num_decodes: int, tokens: int, weight: float, seconds: float) -> None:
         """A step took `seconds`, with so many tokens of prompts, of that weight."""
         if not tokens:
-            self._decodes[num_decodes.bit_length()].append(seconds)
+            self._decodes[_rounded(num_decodes)].append(seconds)
             self._times.clear()
         elif alone := self._alone(num_decodes):
             self._num_prompts += 1
@@ -186,7 +200,11 @@ class StepCosts:
     def _fix(self, density: float) -> None:
         """The line through the two lightest sizes that were seen at about this context begins with
         what prompts take whatever they weigh."""
-        near = [(s.weight, s.seconds) for s in self._sizes.values() if s.is_near(density)]
+        near = [
+            (size.weight, size.seconds)
+            for size in self._sizes.values()
+            if self._num_prompts - size.seen < _FRESH and size.is_near(density)
+        ]
         if len(near) > 1:
             (light, short), (heavy, long) = sorted(near)[:2]
             if light < heavy:
@@ -197,8 +215,14 @@ class StepCosts:
         """Seconds of a step of decodes, of the nearest size that was seen; 0 where none was."""
         if not self._decodes:
             return 0.0
-        size = num_decodes.bit_length()
+        size = _rounded(num_decodes)
         if size not in self._times:
             nearest = min(self._decodes, key=lambda known: abs(known - size))
             self._times[size] = median_high(self._decodes[nearest])
         return self._times[size]
+
+
+def _rounded(num_rows: int) -> int:
+    """A number that grows by one with each quarter of a power of two."""
+    bits = num_rows.bit_length()
+    return num_rows if bits < 3 else 4 * bits - 8 + (num_rows >> bits - 3 & 3)
