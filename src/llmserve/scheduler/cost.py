@@ -57,14 +57,16 @@ class StepCosts:
     """Learns what steps take from those that have run.
 
     A step of decodes has its own time for each number of rows, to a quarter; where it is not known,
-    a step goes without prompts. These add a time that does
-    not depend on their tokens, and one for each of them; a token at position p weighs
-    1 + p * `context_cost`, which is what attention to one more token costs in units of all that
-    does not depend on the context. Steps of about as many tokens are seen for themselves: larger
-    ones may be run in another way and take several times as long. Smaller ones only tell whether to
-    try them. All are medians: a stall says nothing. `most` seconds may a step take. None is 2.5
-    times the one without prompts, or more where prompts would hardly get on; and the first prompt
-    gets on by `least` tokens, whatever they cost. Kernels work on tiles of so many.
+    a step goes without prompts. Prompts add a time that does not depend on their tokens, and one
+    for each of them; a token at position p weighs 1 + p * `context_cost`, which is what attention
+    to one more token costs in units of all that does not depend on the context. Steps of about as
+    many tokens are seen for themselves: larger ones may be run in another way and take several
+    times as long. Smaller ones only tell whether to try them. All are medians: a stall says
+    nothing.
+
+    `most` seconds may a step take; None is 2.5 times the one without prompts, or more where prompts
+    would hardly get on. The first prompt gets on by `least` tokens, whatever they cost: kernels
+    work on tiles of so many.
     """
 
     def __init__(self, most: float | None, context_cost: float, least: int = 64) -> None:
