@@ -6,9 +6,10 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -144,19 +145,30 @@ def test_signals_are_sent_to_those_that_write_stacks_alone(tmp_path: Path, numbe
         ours.close()
 
 
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """As sockets need it: pytest's own is longer by the name of the test."""
+    with tempfile.TemporaryDirectory() as path:
+        yield Path(path)
+
+
 def test_folders_of_killed_owners_are_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(envs, "RUNTIME_DIR", tmp_path)
+    monkeypatch.setattr(envs, "RUNTIME_DIR", short_path)
     own = make_run_dir()
-    left, fresh, other = (tmp_path / f"llmserve-{name}" for name in ("left", "fresh", "other"))
+    left, fresh, other = (short_path / f"llmserve-{name}" for name in ("left", "fresh", "other"))
     for folder in (left, fresh, other):
         folder.mkdir()
     (left / "engine-0.sock").touch()
-    (tmp_path / "file").touch()
+    (short_path / "file").touch()
     os.utime(other, (0, 0))
     sweep_run_dirs()
-    assert {path.name for path in tmp_path.iterdir()} == {Path(own).name, "llmserve-fresh", "file"}
+    assert {path.name for path in short_path.iterdir()} == {
+        Path(own).name,
+        "llmserve-fresh",
+        "file",
+    }
 
 
 def test_a_folder_too_deep_for_sockets_is_one_line(
