@@ -2,9 +2,15 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """The three shapes of log-probabilities."""
 
-from llmserve.api.logprobs import LegacyLogprobs, TokenNames, join_legacy
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from llmserve.api.logprobs import LegacyLogprobs, PromptEntry, TokenNames, join_legacy
 from llmserve.core.outputs import Logprob
-from tests.helpers.api import TOKENIZER
+from tests.helpers.api import TOKENIZER, open_api
 
 A, B, C = TOKENIZER.encode("abc", add_special_tokens=False)
 NAMES = TokenNames(TOKENIZER, False)
@@ -79,3 +85,19 @@ def test_legacy_prompt() -> None:
 def test_legacy_offsets_count_characters() -> None:
     entries = [([257], [-1.0], 1), ([A], [-1.0], 1)]
     assert LegacyLogprobs(NAMES).completion(entries)["text_offset"] == [0, len("</s>")]
+
+
+async def test_many_are_written_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four million of them held it up for eleven seconds, and with it all other streams."""
+    threads: list[threading.Thread] = []
+    write = TokenNames.prompt
+
+    def prompt(self: TokenNames, entries: Sequence[PromptEntry]) -> list[Any]:
+        threads.append(threading.current_thread())
+        return write(self, entries)
+
+    monkeypatch.setattr(TokenNames, "prompt", prompt)
+    async with open_api() as api:
+        assert (await api.complete("ab", prompt_logprobs=1)).status_code == 200
+        assert (await api.chat(prompt_logprobs=1, max_tokens=1)).status_code == 200
+    assert len(threads) == 2 and threading.current_thread() not in threads

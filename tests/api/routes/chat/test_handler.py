@@ -2,13 +2,10 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """POST /v1/chat/completions, whole."""
 
-import threading
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from llmserve.api.logprobs import PromptEntry, TokenNames
 from llmserve.core.sampling_params import RepetitionDetection
 from tests.helpers.api import CONTEXT, TOKENIZER, Api, open_api
 
@@ -280,20 +277,3 @@ async def test_beams_name_the_field_that_they_cannot_honour() -> None:
             error = answer.json()["error"]
             assert (error["param"], error["code"]) == (name, "unsupported_parameter")
             assert name in error["message"]
-
-
-async def test_many_log_probabilities_are_written_beside_the_event_loop(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Four million of them held it up for eleven seconds, and with it all other streams."""
-    threads: list[threading.Thread] = []
-    write = TokenNames.prompt
-
-    def prompt(self: TokenNames, entries: Sequence[PromptEntry]) -> list[Any]:
-        threads.append(threading.current_thread())
-        return write(self, entries)
-
-    monkeypatch.setattr(TokenNames, "prompt", prompt)
-    async with open_api() as api:
-        assert (await api.chat(prompt_logprobs=1, max_tokens=1)).status_code == 200
-    assert len(threads) == 1 and threads[0] is not threading.current_thread()

@@ -3,13 +3,9 @@
 """POST /v1/completions, whole."""
 
 import itertools
-import threading
-from collections.abc import Sequence
-from typing import Any
 
 import pytest
 
-from llmserve.api.logprobs import PromptEntry, TokenNames
 from tests.helpers.api import TOKENIZER, events, open_api
 
 
@@ -217,20 +213,3 @@ async def test_a_priority_that_orders_nothing_is_named() -> None:
         assert api.state.llm is not None
         api.state.llm.model.has_priorities = True
         assert "x-llmserve-ignored" not in (await api.chat(priority=3)).headers
-
-
-async def test_many_log_probabilities_are_written_beside_the_event_loop(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Four million of them held it up for eleven seconds, and with it all other streams."""
-    threads: list[threading.Thread] = []
-    write = TokenNames.prompt
-
-    def prompt(self: TokenNames, entries: Sequence[PromptEntry]) -> list[Any]:
-        threads.append(threading.current_thread())
-        return write(self, entries)
-
-    monkeypatch.setattr(TokenNames, "prompt", prompt)
-    async with open_api() as api:
-        assert (await api.complete("ab", prompt_logprobs=1)).status_code == 200
-    assert len(threads) == 1 and threads[0] is not threading.current_thread()
