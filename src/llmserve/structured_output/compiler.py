@@ -31,7 +31,7 @@ from llmserve.utils.logger import get_logger
 logger = get_logger(__name__)
 
 SECONDS = 2.0  # to compile a grammar
-_BUSY = 1.5  # times as long may it take where others have the cores
+_BUSY = 1.25  # times as long may it take where others have the cores
 MEMORY_BYTES = 1 << 30  # that compiling one may allocate
 WORKERS = 2  # grammars compiled at once
 MAX_COMPILED_BYTES = 64 << 20  # of one grammar
