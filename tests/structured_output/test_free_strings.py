@@ -56,7 +56,7 @@ def _vocabulary(rng: random.Random) -> Vocabulary:
     """Every byte, and some of what JSON is made of."""
     parts = ['"', '",', '":', '"}', "}]", "a", "xy", "b", "é", "\\", "\\n", "1", " ", "\t", "t"]
     texts = {"".join(rng.choices(parts, k=rng.randint(2, 4))).encode() for _ in range(200)}
-    texts |= {"é€".encode()[:3], "€".encode()[1:], b"q\xc3", b'","a"', b'","b"'}
+    texts |= {"é€".encode()[:3], "€".encode()[1:], b"q\xc3", b'","a"', b'","b"', b'":1'}
     made = [*BYTES.tokens[:EOS], b"", *sorted(texts)]
     return Vocabulary(made, [EOS])
 
