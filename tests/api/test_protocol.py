@@ -58,7 +58,7 @@ class Served:
         reader, writer = await self.open(data)
         answer = b""
         with suppress(ConnectionResetError):
-            answer = await asyncio.wait_for(reader.read(), 5)
+            answer = await asyncio.wait_for(reader.read(), 10)
         writer.close()
         head, _, body = answer.partition(b"\r\n\r\n")
         assert b"connection: close" in head and b"x-request-id" in head, answer[:400]
@@ -69,7 +69,7 @@ class Served:
         for _ in range(100):
             with suppress(ConnectionError):
                 reader, writer = await self.open(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
-                line = await asyncio.wait_for(reader.readline(), 5)
+                line = await asyncio.wait_for(reader.readline(), 10)
                 writer.close()
                 if b" 200 " in line:
                     return
@@ -146,7 +146,7 @@ async def test_a_request_that_does_not_arrive_is_408(start: bytes) -> None:
     async with served(read_timeout=0.3) as server:
         reader, writer = await server.open(start)
         drip = asyncio.ensure_future(drips(writer))
-        answer = await asyncio.wait_for(reader.read(), 3)
+        answer = await asyncio.wait_for(reader.read(), 10)
         drip.cancel()
         writer.close()
         assert b" 408 " in answer.splitlines()[0] and b'"request_timeout"' in answer
@@ -162,7 +162,7 @@ async def drips(writer: asyncio.StreamWriter) -> None:
 async def test_a_connection_that_asks_nothing_is_closed_without_a_word() -> None:
     async with served(read_timeout=0.2) as server:
         reader, writer = await server.open()
-        assert await asyncio.wait_for(reader.read(), 3) == b""
+        assert await asyncio.wait_for(reader.read(), 10) == b""
         writer.close()
 
 
@@ -173,7 +173,7 @@ async def test_a_large_body_has_longer() -> None:
         for start in range(0, 40_000, 5000):  # 0.8 s in all
             writer.write(body[start : start + 5000])
             await asyncio.sleep(0.1)
-        assert b" 200 " in await asyncio.wait_for(reader.readline(), 3)
+        assert b" 200 " in await asyncio.wait_for(reader.readline(), 10)
         writer.close()
 
 
@@ -243,6 +243,6 @@ async def test_pipelined_junk_does_not_write_into_an_answer() -> None:
         )
         answer = b""
         with suppress(ConnectionError):
-            answer = await asyncio.wait_for(reader.read(), 5)
+            answer = await asyncio.wait_for(reader.read(), 10)
         writer.close()
         assert answer == b""

@@ -123,7 +123,7 @@ def test_a_second_sigterm_ends_it_now(qwen3: Path) -> None:
         time.sleep(0.5)
         assert server.process.poll() is None
         server.process.send_signal(signal.SIGTERM)
-        assert server.wait(timeout=3) == 0
+        assert server.wait(timeout=10) == 0
         assert "[DONE]" not in rest(events)[0]
 
 
@@ -134,7 +134,7 @@ def test_a_drain_has_an_end(qwen3: Path) -> None:
             server.process.send_signal(signal.SIGTERM)
             seen, _ = rest(events)
         assert json.loads(seen[-1])["error"]["code"] == "draining"
-        assert server.wait(timeout=3) == 0
+        assert server.wait(timeout=10) == 0
 
 
 def test_unix_socket_answers_503_until_the_model_is_there(qwen3: Path, tmp_path: Path) -> None:

@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
-"""The shared bench, and the second chance of a row that only a deadline failed."""
+"""The shared bench."""
 
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.faults import Bench, TooSlow, write_bench_model
-
-_rerun: list[str] = []
+from tests.helpers.faults import Bench, write_bench_model
 
 
 @pytest.fixture(scope="session")
@@ -25,21 +23,3 @@ def bench(bench_model: Path) -> Iterator[Bench]:
     sys.setswitchinterval(5e-4)  # what reads streams and probes has its clock in this process
     with Bench(bench_model) as started:
         yield started
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
-    try:
-        return (yield)
-    except TooSlow as error:
-        _rerun.append(f"{pyfuncitem.nodeid}: {error}")
-    names = pyfuncitem._fixtureinfo.argnames
-    pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names})
-    return True
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _rerun:
-        terminalreporter.section("rows that missed a deadline and were run alone once more")
-        for line in _rerun:
-            terminalreporter.write_line(line)

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.faults import FLAGS, Bench, TooSlow, run_stream, stopped
+from tests.helpers.clock import TooSlow
+from tests.helpers.faults import FLAGS, Bench, run_stream, stopped
 from tests.helpers.invariants import Ended, check_streams
 from tests.helpers.server import Server, processes_of
 

@@ -2,21 +2,15 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """The bench holds on a healthy server, and each invariant catches a leak that is planted."""
 
-import subprocess
-import sys
-import textwrap
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tests.faults import conftest
 from tests.helpers import invariants as inv
-from tests.helpers.faults import Bench, TooSlow
+from tests.helpers.clock import TooSlow
+from tests.helpers.faults import Bench
 from tests.helpers.invariants import Ended, Probe, Snapshot, Solo
 
 SOLO = Solo("p", [1, 2, 3, 4], [0.5, 0.5, 1e-6, 0.5])
@@ -140,86 +134,6 @@ def test_a_missed_deadline_is_an_error_of_its_own(
     monkeypatch.setattr(inv, "MAX_PROBE_S", 0.0)
     with pytest.raises(TooSlow, match="I5"), bench.load_and_invariants():
         pass
-
-
-def test_any_row_that_only_missed_a_deadline_has_a_second_chance(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(conftest, "_rerun", rerun := [])
-    chances: list[int] = []
-    row: Any = SimpleNamespace(
-        nodeid="row",
-        obj=lambda bench: chances.append(bench),
-        _fixtureinfo=SimpleNamespace(argnames=("bench",)),
-        funcargs={"bench": 2, "request": 3},
-    )
-    with pytest.raises(StopIteration):
-        running = conftest.pytest_pyfunc_call(row)
-        next(running)
-        running.throw(TooSlow("0.4 s"))
-    assert chances == [2] and rerun == ["row: 0.4 s"]
-    running = conftest.pytest_pyfunc_call(row)
-    next(running)
-    with pytest.raises(AssertionError, match="wrong"):
-        running.throw(AssertionError("wrong"))
-    assert chances == [2]
-
-
-LEAKY = """
-    import mmap, os, subprocess, sys, threading, time
-    kept = []
-    print("ready", flush=True)
-    for line in sys.stdin:
-        what = line.strip()
-        if what == "fds":
-            kept.append(open("/dev/null"))
-        elif what == "threads":
-            threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
-        elif what == "processes":
-            kept.append(subprocess.Popen(["sleep", "60"], stdin=subprocess.DEVNULL))
-        elif what == "shm":
-            kept.append(open(f"/dev/shm/test-{os.getpid()}", "w"))
-        elif what == "files":
-            open(sys.argv[1] + "/left", "w").close()
-        elif what == "memory":
-            kept.append(b"x" * (30 << 20))
-        elif what == "end":
-            os.unlink(f"/dev/shm/test-{os.getpid()}")
-            for child in kept:
-                if isinstance(child, subprocess.Popen):
-                    child.kill()
-                    child.wait()
-            break
-        print("done", flush=True)
-"""
-
-
-@pytest.fixture(scope="module")
-def leaky(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    folder = tmp_path_factory.mktemp("leaky")
-    with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(LEAKY), str(folder)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None and process.stdin is not None
-        process.stdout.readline()
-        yield process, folder
-        process.stdin.write("end\n")
-
-
-@pytest.mark.parametrize("what", ["fds", "threads", "processes", "shm", "files", "memory"])
-def test_leak_of_a_real_process(leaky: tuple[subprocess.Popen[str], Path], what: str) -> None:
-    process, folder = leaky
-    assert process.stdout is not None and process.stdin is not None
-    before = inv.snapshot(process.pid, [folder])
-    assert not inv.check_leaks(before, inv.snapshot(process.pid, [folder]))
-    process.stdin.write(f"{what}\n")
-    process.stdin.flush()
-    process.stdout.readline()
-    wrong = inv.check_leaks(before, inv.snapshot(process.pid, [folder]))
-    assert any(what in line for line in wrong), wrong
 
 
 def test_lost_process() -> None:

@@ -22,7 +22,8 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike
 
-from tests.helpers.faults import Bench, Load, TooSlow, stopped, write_bench_model
+from tests.helpers.clock import TooSlow
+from tests.helpers.faults import Bench, Load, stopped, write_bench_model
 from tests.helpers.invariants import check_probe_times, check_probes
 from tests.helpers.raw_http import Raw, post_text, vanish
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.helpers.clock import calibrate
-from tests.helpers.faults import FLAGS, Bench, TooSlow, run_stream
+from tests.helpers.clock import TooSlow, calibrate
+from tests.helpers.faults import FLAGS, Bench, run_stream
 from tests.helpers.server import Server, is_alive, llmserve, processes_of
 
 

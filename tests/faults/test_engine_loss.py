@@ -18,7 +18,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.helpers.faults import FLAGS, Bench, TooSlow, run_stream
+from tests.helpers.clock import TooSlow
+from tests.helpers.faults import FLAGS, Bench, run_stream
 from tests.helpers.invariants import Ended
 from tests.helpers.server import llmserve, processes_of
 

@@ -15,8 +15,9 @@ import httpx
 import pytest
 
 from tests.helpers import broken_processor
+from tests.helpers.clock import TooSlow
 from tests.helpers.fault_points import sitecustomize as points
-from tests.helpers.faults import FLAGS, Bench, TooSlow, run_stream
+from tests.helpers.faults import FLAGS, Bench, run_stream
 from tests.helpers.raw_http import Raw, vanish
 from tests.helpers.server import Server
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.faults import MAX_MODEL_LEN, Bench, TooSlow, run_stream
+from tests.helpers.clock import TooSlow
+from tests.helpers.faults import MAX_MODEL_LEN, Bench, run_stream
 from tests.helpers.server import Server
 from tests.helpers.tiny_models import write_tiny_model
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.helpers.clock import calibrate
-from tests.helpers.faults import FLAGS, TooSlow
+from tests.helpers.clock import TooSlow, calibrate
+from tests.helpers.faults import FLAGS
 from tests.helpers.server import llmserve
 from tests.helpers.tiny_models import write_tiny_gguf
 

@@ -18,7 +18,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.helpers.faults import Bench, Load, TooSlow, run_stream
+from tests.helpers.clock import TooSlow
+from tests.helpers.faults import Bench, Load, run_stream
 from tests.helpers.invariants import Ended
 from tests.helpers.raw_http import post_text
 

@@ -199,7 +199,7 @@ async def test_a_lost_engine_keeps_what_had_not_begun(llm: AsyncLLM, client: Fak
     client.put(EngineLost("the engine process ended", 1))
     await settle()
     with pytest.raises(EngineDeadError) as info:
-        await asyncio.wait_for(streams[1].next(), 5)
+        await asyncio.wait_for(streams[1].next(), 10)
     assert info.value.code == "engine_restarted"
     again = client.requests[3:]
     assert [request.prompt_token_ids.tolist() for request in again] == [[5, 0], [5, 2]]
@@ -215,7 +215,7 @@ async def test_a_lost_engine_keeps_what_had_not_begun(llm: AsyncLLM, client: Fak
     client.put(EngineLost("no step", 2, hung=True))
     for stream in (streams[0], streams[2]):  # one had begun, one was sent twice
         with pytest.raises(EngineDeadError):
-            await asyncio.wait_for(stream.next(), 5)
+            await asyncio.wait_for(stream.next(), 10)
     assert len(client.requests) == 5 and llm.num_unfinished == 0
     assert llm.lost is not None and llm.lost.code == "engine_hung"
 
@@ -284,7 +284,7 @@ async def test_launch_owns_its_engine(
     stream = await llm.submit([5], SamplingParams(), request_id="r")
     engine.dead = True
     with pytest.raises(EngineDeadError, match="ended"):
-        await asyncio.wait_for(stream.next(), 5)
+        await asyncio.wait_for(stream.next(), 10)
     llm.shutdown()
     llm.shutdown()
     assert engine.stopped == 1 and client.closed

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
-"""A clock that stands still, and how slow the real one's machine is."""
+"""A clock that stands still, how slow the real one's machine is, and what misses a deadline."""
 
 import time
 
@@ -14,6 +14,16 @@ class Clock:
 
     def monotonic(self) -> float:
         return self.now
+
+
+class TooSlow(AssertionError):
+    """Only a deadline was missed: the test is run once more (tests/conftest.py)."""
+
+
+def in_time(took: float, limit: float) -> None:
+    """TooSlow where `took` seconds are more than `limit`."""
+    if took > limit:
+        raise TooSlow(f"{took:.2f} s, over {limit:.2f}")
 
 
 def calibrate() -> float:

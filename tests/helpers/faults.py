@@ -24,7 +24,7 @@ from typing import Any
 
 import httpx
 
-from tests.helpers.clock import calibrate
+from tests.helpers.clock import TooSlow, calibrate
 from tests.helpers.invariants import (
     MAX_RSS_GROWTH,
     Ended,
@@ -60,10 +60,6 @@ PROBES = ("/health/live", "/health/ready")
 _PROBE_EVERY_S = 0.05
 _API = "llmserve.api.server"
 _POOL = min(32, (os.cpu_count() or 1) + 4)  # threads that asyncio starts as they are asked for
-
-
-class TooSlow(AssertionError):
-    """Only a deadline was missed: the row is run alone once more."""
 
 
 def write_bench_model(folder: Path, *, vocab_size: int = 384) -> Path:

@@ -23,7 +23,7 @@ from llmserve.errors import GrammarError, RequestError
 from llmserve.structured_output.known import known_document
 from llmserve.structured_output.prepare import prepare
 from llmserve.structured_output.schema import MAX_SECONDS, MAX_WHITESPACE, Normalizer
-from tests.helpers.clock import calibrate
+from tests.helpers.clock import in_time
 from tests.helpers.grammar import accepts, accepts_json, compiled, grammar, random_schema, walk
 
 Schema = dict[str, Any] | bool
@@ -330,12 +330,12 @@ def _nested(depth: int) -> Schema:
     ids=["oneOf", "product", "enum", "properties", "depth"],
 )
 def test_a_hostile_schema_ends_soon(schema: Schema) -> None:
-    began = time.monotonic()
+    began = time.thread_time()  # as the limit itself: others may have the cores
     try:
         Normalizer(schema, strict=True).run()
     except GrammarError as error:
         assert error.message
-    assert time.monotonic() - began < 2 * MAX_SECONDS * calibrate()
+    in_time(time.thread_time() - began, 2 * MAX_SECONDS)
 
 
 @pytest.mark.long

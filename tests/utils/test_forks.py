@@ -14,6 +14,7 @@ import pytest
 
 from llmserve.utils.child import Child
 from llmserve.utils.forks import _HEADER, Forks
+from tests.helpers.clock import in_time
 from tests.helpers.server import processes_of
 
 MODULE = """
@@ -69,7 +70,7 @@ def test_no_answer_from_one_that_fails(ask: Callable[..., bytes | None], data: b
     assert ask(b"ab") == b"ba"
     began = time.monotonic()
     assert ask(data, 0.3) is None
-    assert time.monotonic() - began < 0.9
+    in_time(time.monotonic() - began, 0.9)
     assert ask(b"ab") == b"ba", "others go on"
 
 

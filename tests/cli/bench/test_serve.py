@@ -12,7 +12,7 @@ from llmserve.cli.bench.http import Target
 from llmserve.cli.bench.serve import ServeBench, wait_ready
 from llmserve.cli.client import Client
 from llmserve.errors import ConfigError, EngineError
-from tests.helpers.clock import calibrate
+from tests.helpers.clock import calibrate, in_time
 from tests.helpers.fake_openai import FakeOpenAI, fake_openai
 
 KEYS = {
@@ -48,11 +48,16 @@ def test_table_of_a_scripted_server(
     assert record.keys() >= KEYS and "ttfts" not in record and record["note"] == "x"
     assert record["completed"] == 8 and record["total_output_tokens"] == 32
     slower = calibrate()
-    assert 50 <= record["median_ttft_ms"] < 50 + 40 * slower
-    assert 20 <= record["median_itl_ms"] < 20 + 15 * slower
-    assert 20 <= record["median_tpot_ms"] < 20 + 15 * slower
-    assert 110 <= record["median_e2el_ms"] < 110 + 60 * slower
-    assert 0.2 < record["duration"] < 0.2 + 0.4 * slower
+    for what, least, more in (
+        ("ttft", 50, 40),
+        ("itl", 20, 15),
+        ("tpot", 20, 15),
+        ("e2el", 110, 60),
+    ):
+        assert record[f"median_{what}_ms"] >= least
+        in_time(record[f"median_{what}_ms"] / 1000, (least + more * slower) / 1000)
+    assert record["duration"] > 0.2
+    in_time(record["duration"], 0.2 + 0.4 * slower)
     out = capsys.readouterr().out
     assert f"{'Successful requests:':<40} 8" in out
     assert f"{'Maximum request concurrency:':<40} 4" in out
@@ -88,7 +93,9 @@ def test_requests_come_at_their_rate() -> None:
     with fake_openai() as server:
         start = time.perf_counter()
         assert run(server, "--request-rate", "20", "--burstiness", "1e6") == 0
-        assert 0.35 <= time.perf_counter() - start < 1.5 * calibrate()
+        took = time.perf_counter() - start
+    assert took >= 0.35
+    in_time(took, 1.5 * calibrate())
 
 
 async def test_arrival_intervals_have_rate_and_burstiness() -> None:
@@ -98,8 +105,8 @@ async def test_arrival_intervals_have_rate_and_burstiness() -> None:
         async for _ in serve.arrivals(200, 1000.0, burstiness, 3):
             times.append(time.perf_counter())
         draws[burstiness] = times[-1] - times[0]
-    most = 0.45 * calibrate()
-    assert all(0.1 < duration < most for duration in draws.values()), draws
+    assert min(draws.values()) > 0.1, draws
+    in_time(max(draws.values()), 0.45 * calibrate())
 
 
 async def test_a_dead_server_fails_one_request_not_the_run() -> None:
