@@ -51,6 +51,14 @@ class Costs(StepCosts):
             return super().room(num_decodes, start)
         return Room(self.part, self.weight(start, self.part) * (1 + 1e-9))
 
+    def predict(self, num_decodes: int, start: int, count: int) -> float:
+        """Seconds of a step with that part of a prompt; 0 while nothing is known."""
+        alone = self._alone(num_decodes)
+        if not alone or not self._num_prompts:
+            return 0.0
+        fixed, each = self._line((num_decodes + count - 1).bit_length())
+        return alone + fixed + each * self.weight(start, count)
+
     def observe(self, num_decodes: int, tokens: int, weight: float, seconds: float) -> None:
         """See StepCosts."""
         if not tokens:

@@ -106,14 +106,6 @@ class StepCosts:
             tokens = max(tokens // 2, 1)
         return Room(tokens, self.weight(start, tokens) * (1 + 1e-9))
 
-    def predict(self, num_decodes: int, start: int, count: int) -> float:
-        """Seconds of a step with that part of a prompt; 0 while nothing is known."""
-        alone = self._alone(num_decodes)
-        if not alone or not self._num_prompts:
-            return 0.0
-        fixed, each = self._line((num_decodes + count - 1).bit_length())
-        return alone + fixed + each * self.weight(start, count)
-
     def _tokens(self, num_decodes: int, start: int, alone: float) -> int:
         """A multiple of `least`. Goes up from size to size, as long as they are short enough."""
         tokens = least = self.least
