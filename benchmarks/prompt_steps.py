@@ -75,10 +75,10 @@ class Costs(StepCosts):
 def measure(engine: Engine, costs: Costs, prompt: int, streams: int, steps: int) -> float:
     """Milliseconds of a step without a prompt; `costs` has those with one. The streams decode for
     `steps` steps more than a prompt in parts of 64 tokens takes."""
-    rng = np.random.default_rng(costs.part or 1)
+    rng, top = np.random.default_rng(costs.part or 1), engine.info.logits_width
     engine.core.scheduler._costs = costs
     for _ in range(streams):
-        engine.add(rng.integers(100, 900, 64).tolist(), max_tokens=prompt // 32 + 2 * steps)
+        engine.add(rng.integers(top, size=64).tolist(), max_tokens=prompt // 32 + 2 * steps)
     for _ in range(steps):
         engine.step()
     costs.alone.clear()
@@ -86,7 +86,7 @@ def measure(engine: Engine, costs: Costs, prompt: int, streams: int, steps: int)
         engine.step()
     alone = float(np.median(costs.alone)) * 1e3
     costs.beside.clear()
-    long = engine.add(rng.integers(100, 900, prompt).tolist(), max_tokens=1)
+    long = engine.add(rng.integers(top, size=prompt).tolist(), max_tokens=1)
     while engine.results[long].finish_reason is None:
         engine.step()
     for name, result in engine.results.items():
