@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llmserve.scheduler.cost import Room, StepCosts
+from llmserve.scheduler.cost import Room, StepCosts, _level
 from tests.helpers.engine import Engine
 
 
@@ -53,11 +53,10 @@ class Costs(StepCosts):
 
     def predict(self, num_decodes: int, start: int, count: int) -> float:
         """Seconds of a step with that part of a prompt; 0 while nothing is known."""
-        alone = self._alone(num_decodes)
-        if not alone or not self._num_prompts:
-            return 0.0
-        fixed, each = self._line((num_decodes + count - 1).bit_length())
-        return alone + fixed + each * self.weight(start, count)
+        weight = self.weight(start, count)
+        bits = (num_decodes + count - 1).bit_length()
+        size = self._nearest(bits, _level(weight / count))
+        return self._alone(num_decodes) + size.rate * weight if size else 0.0
 
     def observe(self, num_decodes: int, tokens: int, weight: float, seconds: float) -> None:
         """See StepCosts."""

@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """How much of a prompt fits into a step without holding up those who decode."""
 
+import itertools
 import math
 from collections import defaultdict, deque
 from statistics import median_high
@@ -9,21 +10,13 @@ from statistics import median_high
 import msgspec
 
 _TIMES = 2.5  # a step without prompts; some take longer than was foreseen and stay under 3
-_SLACK = 1.1  # times that, for the sake of more tokens
-_SHARE = 1.75  # times all that does not depend on the prompts' tokens: prompts get three sevenths
-_EATEN = 0.85  # of the limit: so much does not depend on tokens that few have room
-_WORTH = 0.45  # a step beyond the limit may be longer by this power of what its prompts weigh more
-_FIRST = 2  # times `least`: of a prompt while nothing is known
+_FEW = 3  # times `least`: where no more fit, a step may take longer:
+_SHARE = 1.75  # times one with the fewest tokens
+_WORTH = 0.45  # and no more than this power of how much heavier than that it is
 _DECODES, _PROMPTS = 15, 5  # steps of a size that are remembered
-_LIGHT = 12  # of so many steps one has half the tokens, which tells what does not depend on them
 _PATIENCE = 4  # steps until a size is tried again: what it took is not known before
-_PAUSE = 8  # steps after which a size's last one alone still counts
-_FRESH = 64  # steps that tell what does not depend on the tokens
-_AGE = 256  # steps after which a size is tried again, if smaller ones say that it fits
-_NEAR = 1.5  # times the weight of a token, up to which steps are compared
-# Of what a size takes, as much at most may not depend on the tokens: more of them never come free.
-# To a larger size, which is tried but once; and within a size, or from another context
-_MOST_FIXED, _SURE_FIXED = 0.9, 0.5
+_AGE = 256  # steps after which a size is tried again
+_NEAR = 3  # levels of context above the one in question
 
 
 class Room(msgspec.Struct):
@@ -41,31 +34,25 @@ class _Size:
 
     def __init__(self) -> None:
         self.steps: deque[tuple[float, float]] = deque(maxlen=_PROMPTS)  # seconds, weight
-        self.seconds = self.weight = 0.0  # of the one in the middle
-        self.density = 0.0  # weight of a token in the last one
-        self.seen = self.tried = -_AGE  # numbers of steps
-
-    def add(self, seconds: float, weight: float) -> None:
-        self.steps.append((seconds, weight))
-        self.seconds, self.weight = median_high(self.steps)
-
-    def is_near(self, density: float) -> bool:
-        return 1 / _NEAR < self.density / density < _NEAR
+        self.rate = 0.0  # seconds for a unit of weight, in the middle one
+        self.seen = 0  # number of the last
 
 
 class StepCosts:
     """Learns what steps take from those that have run.
 
     A step of decodes has its own time for each number of rows, to a quarter; where it is not known,
-    a step goes without prompts. Prompts add a time that does not depend on their tokens, and one
-    for each of them; a token at position p weighs 1 + p * `context_cost`, which is what attention
-    to one more token costs in units of all that does not depend on the context. Steps of about as
-    many tokens are seen for themselves: larger ones may be run in another way and take several
-    times as long. Smaller ones only tell whether to try them. All are medians: a stall says
-    nothing.
+    a step goes without prompts. What prompts add grows with their weight: a token at position p
+    weighs 1 + p * `context_cost`, which is what attention to one more token costs in units of all
+    that does not depend on the context. Steps of about as many tokens are seen for themselves, by
+    levels of context: larger ones may be run in another way and take several times as long, and
+    what does not depend on the tokens is a smaller part of them. A size that is not known is tried
+    where the next smaller one is short enough. All are medians: a stall says nothing.
 
-    `most` seconds may a step take; None is 2.5 times the one without prompts, or more where prompts
-    would hardly get on. The first prompt gets on by `least` tokens, whatever they cost: kernels
+    `most` seconds may a step take; None is 2.5 times the one without prompts. Where next to nothing
+    fits into that, because much of a step with prompts does not depend on their tokens, they would
+    hardly get on, and a step may take longer if that gains much. The first prompt gets on by
+    `least` tokens, whatever they cost: kernels
     work on tiles of so many.
     """
 
@@ -76,8 +63,9 @@ class StepCosts:
         self._decodes: defaultdict[int, deque[float]] = defaultdict(lambda: deque(maxlen=_DECODES))
         self._times: dict[int, float] = {}  # their medians, as far as they were asked for
         self._waited: dict[int, int] = {}  # number of the step without prompts, for their sake
-        self._sizes: defaultdict[int, _Size] = defaultdict(_Size)  # by bits of the most tokens
-        self._fixed, self._fixed_at = 0.0, 1.0  # seconds; weight of a token where they were seen
+        # By bits of the most tokens, and level
+        self._sizes: defaultdict[tuple[int, int], _Size] = defaultdict(_Size)
+        self._tried: dict[int, int] = {}  # number of the step, by bits
         self._num_prompts = self._num_rooms = 0  # steps
 
     def weight(self, start: int, count: int) -> float:
@@ -102,79 +90,57 @@ class StepCosts:
             self._waited[rows] = self._num_rooms
             return Room(0, 0.0)
         tokens = self._tokens(num_decodes, start, alone)
-        if self._num_rooms % _LIGHT == 0:
-            tokens = max(tokens // 2, 1)
         return Room(tokens, self.weight(start, tokens) * (1 + 1e-9))
 
     def _tokens(self, num_decodes: int, start: int, alone: float) -> int:
         """A multiple of `least`. Goes up from size to size, as long as they are short enough."""
         tokens = least = self.least
-        if not self._num_prompts:
-            return _FIRST * least
-        most = self._most - alone if self._most else (_TIMES - 1) * alone
-        number = (num_decodes + least - 1).bit_length()
-        weight, (fixed, each) = self.weight(start, least), self._line(number)
-        more = fixed + each * weight
-        beyond = 0.0
-        if not self._most:
-            beyond = _SHARE * (alone + min(self._fixed, _MOST_FIXED * more)) - alone
-        is_eaten = self._fixed > _EATEN * most
-        if more <= most and not is_eaten:
-            beyond = min(beyond, _SLACK * (alone + most) - alone)
-        while True:
-            top = ((1 << number) - num_decodes) // least * least
-            if top > tokens:
-                fixed, each = self._line(number)
-                fits = min(self._fit(start, most - fixed, each), top)
-                is_known = self._is_known(number)
-                if fits <= tokens:
-                    fits = min(self._fit(start, beyond - fixed, each), top)
-                    heavier = self.weight(start, fits)
-                    if (
-                        fits <= tokens
-                        or not self._size_of(num_decodes + tokens).is_near(weight / tokens)
-                        or alone + fixed + each * heavier
-                        > (alone + more) * (heavier / weight) ** _WORTH
-                    ):
-                        return tokens
-                size = self._sizes[number]
-                if not (is_known and size.is_near(self.weight(start, fits) / fits)):
-                    tried = min(fits, max(2 * tokens, 3 * least))
-                    return tried if self._may_try(number) else tokens
-                tokens, weight = fits, self.weight(start, fits)
-                more = fixed + each * weight
-                if fits < top and not is_eaten:
-                    return tokens
-            number += 1
+        limit, light = self._most or _TIMES * alone, self.weight(start, least)
+        first, level = (num_decodes + least - 1).bit_length(), _level(light / least)
+        fewest = self._sizes.get((first, level)) or self._sizes.get((first - 1, level))
+        is_beyond = False
+        for bits in itertools.count(first):
+            top = ((1 << bits) - num_decodes) // least * least
+            if top <= tokens:
+                continue
+            size = self._nearest(bits, level)
+            if size is None:
+                return min(max(2 * tokens, 3 * least), top) if self._may_try(bits) else tokens
+            fits = min(self.fit(start, (limit - alone) / size.rate) // least * least, top)
+            if fits > tokens:
+                tokens = fits
+            elif self._most or (tokens > _FEW * least and not is_beyond):
+                break
+            elif fewest is None or self._is_old(fewest):
+                return least
+            else:
+                shortest, heavy = alone + fewest.rate * light, self.weight(start, top)
+                longest = shortest * min(_SHARE, (heavy / light) ** _WORTH)
+                if alone + size.rate * heavy > longest:
+                    break
+                tokens, is_beyond = top, True
+            if tokens < top:
+                break
+        return tokens
 
-    def _fit(self, start: int, seconds: float, each: float) -> int:
-        return self.fit(start, max(seconds, 0.0) / each) // self.least * self.least
+    def _nearest(self, bits: int, level: int) -> _Size | None:
+        """As it was seen lately at about this context, or at less of it: so long it takes here
+        too."""
+        known = [
+            (abs(near - level), near, size)
+            for near in range(level + _NEAR)
+            if (size := self._sizes.get((bits, near))) is not None and not self._is_old(size)
+        ]
+        return min(known)[2] if known else None
 
-    def _size_of(self, tokens: int) -> _Size:
-        return self._sizes[(tokens - 1).bit_length()]
-
-    def _is_known(self, number: int) -> bool:
-        size = self._sizes.get(number)
-        return size is not None and self._num_prompts - size.seen < _AGE
-
-    def _may_try(self, number: int) -> bool:
-        size = self._sizes[number]
-        if self._num_prompts - size.tried < _PATIENCE:
+    def _may_try(self, bits: int) -> bool:
+        if self._num_prompts - self._tried.get(bits, -_PATIENCE) < _PATIENCE:
             return False
-        size.tried = self._num_prompts
+        self._tried[bits] = self._num_prompts
         return True
 
-    def _line(self, number: int) -> tuple[float, float]:
-        """Seconds that prompts take in steps of that size, whatever they weigh, and for each unit
-        of weight: by what was seen of them, else of the next smaller ones, else of larger ones."""
-        size, share = self._sizes[number], _SURE_FIXED
-        if self._num_prompts - size.seen >= _AGE:
-            known = [n for n, other in self._sizes.items() if other.steps]
-            size = self._sizes[max((n for n in known if n < number), default=min(known))]
-            if size.is_near(self._fixed_at):
-                share = _MOST_FIXED
-        fixed = min(self._fixed, share * size.seconds)
-        return fixed, max((size.seconds - fixed) / size.weight, 1e-12)
+    def _is_old(self, size: _Size) -> bool:
+        return self._num_prompts - size.seen >= _AGE
 
     def observe(self, num_decodes: int, tokens: int, weight: float, seconds: float) -> None:
         """A step took `seconds`, with so many tokens of prompts, of that weight."""
@@ -183,27 +149,12 @@ class StepCosts:
             self._times.clear()
         elif alone := self._alone(num_decodes):
             self._num_prompts += 1
-            size = self._size_of(num_decodes + tokens)
-            if self._num_prompts - size.seen > _PAUSE:  # the context has changed
-                size.steps = deque([*size.steps][-1:], _PROMPTS)
-            size.seen, size.density = self._num_prompts, weight / tokens
-            size.add(max(seconds - alone, 0.0), weight)
-            if self._num_prompts % _PATIENCE == 0:
-                self._fix(size.density)
-
-    def _fix(self, density: float) -> None:
-        """The line through the two lightest sizes that were seen at about this context begins with
-        what prompts take whatever they weigh."""
-        near = [
-            (size.weight, size.seconds)
-            for size in self._sizes.values()
-            if self._num_prompts - size.seen < _FRESH and size.is_near(density)
-        ]
-        if len(near) > 1:
-            (light, short), (heavy, long) = sorted(near)[:2]
-            if light < heavy:
-                each = (long - short) / (heavy - light)
-                self._fixed, self._fixed_at = min(max(short - each * light, 0.0), short), density
+            bits = (num_decodes + tokens - 1).bit_length()
+            size = self._sizes[bits, _level(weight / tokens)]
+            size.seen = self._num_prompts
+            size.steps.append((max(seconds - alone, 1e-9), weight))
+            longer, heavy = median_high(size.steps)
+            size.rate = longer / heavy
 
     def _alone(self, num_decodes: int) -> float:
         """Seconds of a step of decodes, of the nearest size that was seen; 0 where none was."""
@@ -220,3 +171,8 @@ def _rounded(num_rows: int) -> int:
     """A number that grows by one with each quarter of a power of two."""
     bits = num_rows.bit_length()
     return num_rows if bits < 3 else 4 * bits - 8 + (num_rows >> bits - 3 & 3)
+
+
+def _level(density: float) -> int:
+    """Of the weight of a token, in half powers of two."""
+    return int(2 * math.log2(density))
