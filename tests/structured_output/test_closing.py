@@ -4,6 +4,7 @@
 
 import json
 import random
+from decimal import Decimal
 from functools import cache
 from typing import Any
 
@@ -125,7 +126,26 @@ def test_random_schemas_end_in_time() -> None:
         text = _write(grammar(json=schema, disable_any_whitespace=True), 300, rng)
         ended += text is not None
         assert text is None or jsonschema.Draft202012Validator(schema).is_valid(json.loads(text))
-    assert ended >= 38
+    assert ended == 40
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        {"exclusiveMinimum": 0},
+        {"minimum": -1, "maximum": 9},
+        {"minimum": 1, "multipleOf": 15},
+        {"minimum": 1, "multipleOf": 1024},
+    ],
+)
+def test_a_number_that_more_zeros_do_not_end_is_ended(bounds: dict[str, Any]) -> None:
+    members = {"text": {"type": "string"}, "n": {"type": "number"} | bounds}
+    schema = {"type": "object", "properties": members, "required": ["text", "n"]}
+    rng, bound = random.Random(), grammar("guidance", json=schema, disable_any_whitespace=True)
+    for total in (100, 200, 300):
+        text = _write(bound, total, rng)
+        assert text is not None
+        jsonschema.validate(json.loads(text, parse_float=Decimal), schema)
 
 
 def test_no_call_is_begun_that_cannot_end() -> None:

@@ -21,6 +21,7 @@ _BEGUN = 64  # tokens that a single one may begin, where a whole text does not t
 _LONGEST = 256  # tokens up to which the way from the start is measured
 _SPARE = 3  # a character that was begun may need as many more
 _SURE = 6  # of the ways outside text: what closes, and commas, which stand where nothing closes
+_MAX_ZEROS = 12  # in a row, that may make a multiple of 1000 or of 1024; another digit one of 15
 _TRIES = 3  # times that what is left is walked at most
 _MAX_BRANCHES = 32  # that are measured one by one
 _MAX_LETTERS = 4096  # tokens: where there are more, a name is written
@@ -73,6 +74,7 @@ class Closing:
         self._ways = {True: np.stack(in_text), False: np.stack(outside)}
         self._quotes = words_where([b'"' in token for token in self.tokens])
         self._newline = begin.of(b"\n", b"\n")
+        self._zeros = begin.of(b"0", b"0+")
         pieces = {e[i:j] for e in _ENDS for i in range(len(e)) for j in range(i + 1, len(e) + 1)}
         self._pieces = {text: i for i, text in enumerate(self.tokens) if text in pieces}
 
@@ -151,7 +153,7 @@ class Closing:
         way was found: of two texts that may come next, the other is tried where one leads too far.
         `written` is what the text ends with.
         """
-        words, path, quoted = np.empty_like(self.end), list[int](), False
+        words, path, quoted, number = np.empty_like(self.end), list[int](), False, b""
         others: list[tuple[Matcher, list[int], int]] = []
         for _ in range(_TRIES * limit):
             if matcher.ended():
@@ -166,6 +168,11 @@ class Closing:
                     matcher = out[0]
                     path += out[1]
                     continue
+            significant = number.rstrip(b"0")
+            # None where the number is 0 as yet, which more of them do not make one above 0
+            most = _MAX_ZEROS if significant.strip(b"-.0") else 0
+            if len(number) - len(significant) > most and (words & ~self._zeros).any():
+                words &= ~self._zeros
             options = self._outward(words, is_free)
             # Where one quote does not end free text, another will not
             if len(path) + 1 >= limit or (is_free and quoted) or not options:
@@ -178,8 +185,10 @@ class Closing:
                 others.append((matcher.fork(), options[1:], len(path)))
             if not matcher.accept(options[0]):
                 return None
-            quoted = is_free and self.tokens[options[0]][:1] == b'"'
+            text = self.tokens[options[0]]
+            quoted = is_free and text[:1] == b'"'
             path.append(options[0])
+            number = number + text if _NUMBER.fullmatch(text) else b""
         return None
 
     def from_start(self, name: object, start: Matcher) -> int | None:
