@@ -21,7 +21,7 @@ from llmserve.structured_output.prepare import prepare
 from llmserve.structured_output.vocabulary import Vocabulary
 from llmserve.structured_output.xgrammar import XGrammarBackend
 from tests.helpers.grammar import BYTES, EOS, WORDS, allowed, grammar, random_schema
-from tests.helpers.parsers import Output, loaded
+from tests.helpers.parsers import Output, Parsed, loaded
 
 TREE = {
     "type": "object",
@@ -165,9 +165,7 @@ def test_forced_calls_end_in_time_in_every_format(name: str) -> None:
     tools: dict[str, dict[str, Any]] = {"f": ARGUMENTS, "g": {}}
     envelope = TOOL_PARSERS.load(name).envelope
     assert envelope is not None
-    if name == "minimax_m3":  # its strings have no bounds, and no end without a schema
-        tools = {"f": ARGUMENTS | {"properties": {"s": {"type": "string"}}}}
-    if envelope.literals:
+    if name == "minimax_m3" or envelope.literals:  # where strings have no bounds
         tools["f"] = ARGUMENTS | {"properties": {"s": {"type": "string"}}}
     bound = grammar(structural_tag={"format": forced_calls(envelope, tools, None, True)})
     rng = random.Random()
@@ -225,17 +223,31 @@ def test_a_call_behind_reasoning_ends_in_time(name: str, total: int) -> None:
         assert loaded(found) and not found.content
 
 
-def test_where_two_tokens_begin_alike_either_may_lead_out() -> None:
-    """Of the texts that a forced call may begin with, reasoning is not closed."""
-    tokens = [*BYTES.tokens[:256], b"think", b"tool", b""]
+def _way_out(name: str, thought: Thought | None, *words: str) -> str:
+    """From the start of a forced call, where these are tokens beside the bytes."""
+    tokens = [*BYTES.tokens[:256], *(word.encode() for word in words), b""]
     vocabulary = Vocabulary(tokens, [len(tokens) - 1])
-    envelope = TOOL_PARSERS.load("hermes").envelope
+    envelope = TOOL_PARSERS.load(name).envelope
     assert envelope is not None
-    tag = forced_calls(envelope, {"f": {"type": "object"}}, Thought("<think>", "</think>"), True)
+    tag = forced_calls(envelope, {"f": {}}, thought, True)
     spec = prepare(StructuredOutputsParams(structural_tag={"format": tag}), "auto")
     backend = XGrammarBackend(vocabulary)
-    closing = Closing(vocabulary)
-    assert closing.from_start("f", backend.load(spec, backend.compile(spec)).start()) is not None
+    path = Closing(vocabulary).walk(backend.load(spec, backend.compile(spec)).start(), 256)
+    assert path is not None
+    return b"".join(tokens[token] for token in path).decode()
+
+
+def test_where_two_tokens_begin_alike_either_may_lead_out() -> None:
+    """Of the texts that a forced call may begin with, reasoning is not closed."""
+    assert "<tool_call>" in _way_out("hermes", Thought("<think>", "</think>"), "think", "tool")
+
+
+@pytest.mark.parametrize("name", TOOL_PARSERS)
+def test_no_second_call_is_on_the_way_out(name: str) -> None:
+    """However its markers are spelled."""
+    for words in ([], ["_begin", "▁begin"]):
+        text = _way_out(name, None, *words)
+        assert Output(name, tools={"f": {}}).parse(text) == Parsed(calls=[("f", "{}")])
 
 
 def test_text_that_is_no_json_is_cut_where_it_is() -> None:

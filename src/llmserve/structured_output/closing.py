@@ -26,6 +26,7 @@ _TRIES = 3  # times that what is left is walked at most
 _MAX_BRANCHES = 32  # that are measured one by one
 _MAX_LETTERS = 4096  # tokens: where there are more, a name is written
 _MAX_GRAMMARS = 1024  # whose ways from the start are remembered
+_DIGITS = re.compile(rb"[-.0-9]*\Z")
 _SPACE, _NUMBER = re.compile(rb"[ \t\r\n]+"), re.compile(rb"[-+0-9.eE]+")
 # Up to what begins something; of a tag all, since one may begin something or end it
 _BRANCH = re.compile(rb'<.*|"?[}\])"]*[^}\])"]?', re.DOTALL)
@@ -34,9 +35,12 @@ _ENDS = [  # of the raw text that an argument may be, which holds quotes and new
     for text in (
         "</parameter>", "</arg_value>", "</steptml:parameter>", "<|close|>argument<|sep|>",
         "</｜DSML｜parameter>", "</｜DSML｜ parameter>", "]<]minimax[>[", '<|"|>', "<escape>",
+        "]<]minimax[>[</invoke>",  # where no schema gives names to elements
     )
 ]  # fmt: skip
-_LONGEST_END = max(map(len, _ENDS))
+# Of all calls, where another one may begin with the same letters
+_LAST = [text.encode() for text in ("<|tool_calls_section_end|>", "<｜tool▁calls▁end｜>")]
+_LONGEST_END = max(map(len, _ENDS + _LAST))
 
 
 class Closing:
@@ -153,7 +157,7 @@ class Closing:
         way was found: of two texts that may come next, the other is tried where one leads too far.
         `written` is what the text ends with.
         """
-        words, path, quoted, number = np.empty_like(self.end), list[int](), False, b""
+        words, path, quoted, tail = np.empty_like(self.end), list[int](), False, b""
         others: list[tuple[Matcher, list[int], int]] = []
         for _ in range(_TRIES * limit):
             if matcher.ended():
@@ -168,10 +172,7 @@ class Closing:
                     matcher = out[0]
                     path += out[1]
                     continue
-            significant = number.rstrip(b"0")
-            # None where the number is 0 as yet, which more of them do not make one above 0
-            most = _MAX_ZEROS if significant.strip(b"-.0") else 0
-            if len(number) - len(significant) > most and (words & ~self._zeros).any():
+            if _has_zeros(tail) and (words & ~self._zeros).any():
                 words &= ~self._zeros
             options = self._outward(words, is_free)
             # Where one quote does not end free text, another will not
@@ -182,13 +183,14 @@ class Closing:
                 del path[length:]
                 is_free = False
             if len(options) > 1:
+                options.sort(key=lambda token: not _leads_to_last(tail, self.tokens[token]))
                 others.append((matcher.fork(), options[1:], len(path)))
             if not matcher.accept(options[0]):
                 return None
             text = self.tokens[options[0]]
             quoted = is_free and text[:1] == b'"'
             path.append(options[0])
-            number = number + text if _NUMBER.fullmatch(text) else b""
+            tail = (tail + text)[-_LONGEST_END:]
         return None
 
     def from_start(self, name: object, start: Matcher) -> int | None:
@@ -317,6 +319,24 @@ class Way:
                     _add(late, token)
         if others:
             words &= ~late
+
+
+def _has_zeros(text: bytes) -> bool:
+    """Whether more zeros will hardly end the number that `text` ends with."""
+    found = _DIGITS.search(text)
+    assert found is not None
+    significant = found[0].rstrip(b"0")
+    most = _MAX_ZEROS if significant.strip(b"-.0") else 0  # one above 0 may be needed
+    return len(found[0]) - len(significant) > most
+
+
+def _leads_to_last(text: bytes, more: bytes) -> bool:
+    """Whether `more` begins a text of _LAST, or goes on with what of it `text` ends with."""
+    return any(
+        text.endswith(end[:n]) and (end.startswith(more, n) or more.startswith(end[n:]))
+        for end in _LAST
+        for n in range(len(end))
+    )
 
 
 def _add(words: np.ndarray, token: int) -> None:

@@ -36,10 +36,11 @@ class MinimaxM3(XmlCalls):
     markers = (_NS,)
     envelope = Envelope(
         f'{_CALL} name="{{name}}">',
-        f"{_CALL_END}\n",
+        _CALL_END,
         style="minimax_m3_xml",
         before=f"{_SECTION}\n",
-        after=_SECTION_END,
+        between="\n",
+        after=f"\n{_SECTION_END}",
     )
 
     def read_call(self, reader: Reader) -> Step[bool]:
