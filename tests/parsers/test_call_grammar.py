@@ -123,6 +123,14 @@ def test_the_parser_reads_what_a_grammar_makes(name: str) -> None:
     assert texts
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tool_need_not_name_parameters(name: str) -> None:
+    envelope = TOOL_PARSERS.load(name).envelope
+    for extra in ({}, {"properties": {}}, {"properties": {}, "additionalProperties": True}):
+        tag = forced_calls(envelope, {"f": {"type": "object"} | extra}, None, True)
+        assert walk(grammar(structural_tag={"format": tag}), random.Random(), 3_000) != b""
+
+
 def test_an_answer_comes_before_the_calls_of_kimi_k3() -> None:
     for prompt in ("<|open|>think<|sep|>", "<|open|>response<|sep|>"):
         thought = REASONING_PARSERS.load("kimi_k3")(prompt, False).thought

@@ -16,6 +16,7 @@ Schemas = Mapping[str, Mapping[str, Any]]
 
 _SPACE: Format = {"type": "regex", "pattern": "[ \\n]{0,4}"}
 _ANY_TEXT: Format = {"type": "any_text"}
+_ANY_OBJECT = {"type": "object", "properties": {}, "required": [], "additionalProperties": True}
 _LITERALS: dict[str, Style] = {name: name for name in get_args(Style)}
 
 
@@ -59,7 +60,7 @@ class Envelope(NamedTuple):
             "json_schema": dict(schema) or {"type": "object"},
             "style": self.style,
         }
-        if self.style == "minimax_m3_xml" and not schema:
+        if self.style == "minimax_m3_xml" and _ANY_OBJECT | dict(schema) == _ANY_OBJECT:
             content = _ANY_TEXT  # its elements need names
         if self.literals is not None:
             content = {"type": "grammar", "grammar": literal_grammar(schema, self.literals)}
