@@ -2,10 +2,13 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """Values in tags: what a grammar lets be written is what a parser reads."""
 
+import re
 from typing import Any
 
 import pytest
 
+from llmserve.errors import GrammarError
+from llmserve.structured_output import argument_styles
 from llmserve.structured_output.base import CompiledGrammar
 from tests.helpers.grammar import accepts, grammar
 
@@ -52,17 +55,35 @@ def test_no_whitespace_stands_around_a_value_that_is_text(style: str) -> None:
         assert accepts(made, f"<f>{TAGS[style].format(text)}</f>") is fits
 
 
-def test_tags_of_a_style_of_ours() -> None:
+@pytest.mark.parametrize("required", [["a", "b"], []])
+def test_tags_of_a_style_of_ours(required: list[str]) -> None:
     """Only they are named anew, not texts that look like them."""
     like = '<parameter name="x"> </parameter>'
     schema = {
         "type": "object",
-        "properties": {"a": {"enum": [like, 1]}, "b": {"type": "string"}},
-        "required": ["a", "b"],
+        "properties": {"a": {"enum": [like, "</parameter>", 1]}, "b": {"type": "string"}},
+        "required": required,
     }
     part = {"type": "json_schema", "json_schema": schema, "style": "step3_xml"}
     made = grammar(structural_tag={"format": part})
     text = '<{0} name="a">{1}</{0}>\n<{0} name="b"> x\n</{0}>'
-    for value, fits in ((like, True), ("1", True), (like.replace("p", "steptml:p"), False)):
+    for value, fits in (
+        (like, True), ("</parameter>", True), ("1", True),
+        (like.replace("p", "steptml:p"), False), ("</steptml:parameter>", False),
+    ):  # fmt: skip
         assert accepts(made, text.format("steptml:parameter", value)) is fits
         assert not accepts(made, text.format("parameter", value))
+
+
+@pytest.mark.parametrize("style", ["qwen_xml", "step3_xml"])
+def test_a_grammar_written_in_another_way_is_refused(
+    style: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not taken as it is, whose tags a parser would not read."""
+    for pattern in ("_RAW",) + ("_OPENING",) * (style == "step3_xml"):
+        with (
+            monkeypatch.context() as patch,
+            pytest.raises(GrammarError, match="not known here"),
+        ):
+            patch.setattr(argument_styles, pattern, re.compile("never"))
+            _made(style, {"type": "integer"})

@@ -13,9 +13,13 @@ from typing import Any
 
 import xgrammar as xgr
 
+from llmserve.errors import GrammarError
+
 # A style that it does not know: one that it does, and the name of the tags in its place
 _STYLES = {"step3_xml": ("minimax_xml", "steptml:parameter")}
-_TAGS = re.compile(r'(?<=\* "<)parameter(?= name=)|(?<="</)parameter(?=>")')
+# Texts that only look like tags are not renamed
+_OPENING = re.compile(r'"<parameter(?= name=\\"([^"\\]|\\.)*" ("\\">"|xml_variable_name))')
+_CLOSING = re.compile(r'(?<= "</)parameter(?=>")|(?<=excludes=\("</)parameter(?=>")')
 _RAW = re.compile(r'^xml_string ::= TagDispatch\([^)]*excludes=\("<(.).*?"\)\n\)', re.MULTILINE)
 _ANY = re.compile(r"^(\w+) ::= \(\(\[\\0-\\U0010ffff\]\)\)\n", re.MULTILINE)
 _SPACED = re.compile(r'(?<=>") \[ \\n\\r\\t\]\* (\w+) \[ \\n\\r\\t\]\* (?="<[/|])')
@@ -29,14 +33,18 @@ def in_known_styles(part: Any) -> Any:
         return part
     if part.get("type") != "json_schema":
         return {key: in_known_styles(value) for key, value in part.items()}
-    if not str(part.get("style")).endswith("_xml"):
+    if not str(part.get("style")).endswith("_xml") or part["style"] == "minimax_m3_xml":
         return part
     style, name = _STYLES.get(part["style"], (part["style"], ""))
     tag = {"type": "structural_tag", "format": part | {"style": style}}
     text = str(xgr.Grammar.from_structural_tag(tag))
-    text = _TAGS.sub(name, text) if name else text
-    if (raw := _RAW.search(text)) is None:
-        return part
+    num_opening = num_closing = 0
+    if name:
+        text, num_opening = _OPENING.subn(f'"<{name}', text)
+        text, num_closing = _CLOSING.subn(name, text)
+        num_closing -= 1  # what a raw text does not hold
+    if (raw := _RAW.search(text)) is None or num_opening != num_closing:
+        raise GrammarError(f"xgrammar writes {style} in a way that is not known here")
     text = _SPACED.sub(r" xml_line \1 xml_line " if style == "qwen_xml" else r" \1 ", text)
     return {"type": "grammar", "grammar": _without_ends(text, raw)}
 
