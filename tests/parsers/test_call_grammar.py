@@ -20,6 +20,7 @@ CHANNELS = (
     "xlam",
 )  # or which have no marker  # whose messages say what is text
 NAMES = [name for name in TOOL_PARSERS if TOOL_PARSERS.load(name).envelope is not None]
+IN_TAGS = [n for n in NAMES if TOOL_PARSERS.load(n).envelope.style.endswith("_xml")]
 SCHEMA = {"type": "object", "properties": {"s": {"type": "string"}, "i": {"type": "integer"}}}
 VALUES = {"s": 'é "<x', "i": 5}
 WRITTEN = {
@@ -86,6 +87,18 @@ def test_the_parser_reads_what_is_forced(name: str, parallel: bool) -> None:
     several = parallel and not TOOL_PARSERS.load(name).envelope.single
     wanted = [("f", VALUES), ("g-2", VALUES)][: 1 + several]
     assert (found.content, found.reasoning, loaded(found)) == ("", "", wanted)
+
+
+@pytest.mark.parametrize("name", [n for n in IN_TAGS if n != "minimax_m3"])
+def test_what_stands_in_broken_tags_is_not_lost(name: str) -> None:
+    """It is an argument, or content."""
+    text = sentences(forced_calls(TOOL_PARSERS.load(name).envelope, {"f": SCHEMA}, None, True))
+    output = Output(name, tools={"f": SCHEMA})
+    for at in range(len(text)):
+        broken = text[:at] + " " * 600 + text[at:]
+        found = output.check_law(broken, every_cut=False) if at % 20 == 0 else output.parse(broken)
+        said = "".join([found.content, *(arguments for _, arguments in found.calls)])
+        assert "<x" in said.replace(" ", "") and "5" in said, broken
 
 
 @pytest.mark.parametrize("name", NAMES)

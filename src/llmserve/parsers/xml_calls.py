@@ -3,7 +3,8 @@
 """Calls as XML-like tags: `<function=NAME> <parameter=KEY> text </parameter> </function>`.
 
 The text is JSON after the argument's schema. Tags may be missing: an argument ends where the next
-thing begins on a line of its own, a call where the next one begins.
+thing begins on a line of its own, a call where the next one begins. What else stands between
+arguments is content behind the call.
 """
 
 import re
@@ -11,8 +12,10 @@ from typing import ClassVar
 
 from llmserve.parsers.base import ToolParser, read_calls
 from llmserve.parsers.json_text import dumps, loads
-from llmserve.parsers.reader import Markers, Reader, Step, drop
+from llmserve.parsers.reader import Markers, Reader, Step
 from llmserve.parsers.schema_values import is_text, to_json, types_of
+
+_CLOSING_TAG = re.compile(r"</[^<>]*>|<\|close\|>[^<>]*<\|sep\|>")
 
 
 class XmlCalls(ToolParser):
@@ -49,12 +52,14 @@ class XmlCalls(ToolParser):
         leave = frozenset((self.call_opener, *self.closers))
         ends = Markers((self.argument_opener, self.call_closer, *leave))
         before = "{"
+        between: list[str] = []
         while True:
-            found = yield from reader.until(ends, drop, leave)
+            found = yield from reader.until(ends, between.append, leave)
             if found != self.argument_opener:
                 break
             tag = yield from reader.match(self.argument)
             if tag is None:
+                between.append(found)
                 continue
             reader.arguments(before + dumps(self.unescape(tag["key"].strip())) + ": ")
             before = ", "
@@ -62,6 +67,7 @@ class XmlCalls(ToolParser):
                 return True
         if found or reader.complete:
             reader.arguments("{}" if before == "{" else "}")
+        reader.content(no_tags("".join(between)))
         return True
 
     def unescape(self, attribute: str) -> str:
@@ -96,6 +102,11 @@ class XmlCalls(ToolParser):
         text = "".join(pieces)
         reader.arguments(to_json(text, types) if types is not None else as_json(text))
         return True
+
+
+def no_tags(text: str) -> str:
+    """What stood between arguments, unless it is whitespace and tags that close nothing."""
+    return text if _CLOSING_TAG.sub("", text).strip() else ""
 
 
 def as_json(text: str) -> str:

@@ -42,9 +42,16 @@ def test_no_arguments(gap: str) -> None:
 
 def test_much_whitespace_between_tags() -> None:
     """A grammar allows it."""
-    gap = " \n" * 20
-    text = f"<tool_call>f{gap}<arg_key>s</arg_key>{gap}<arg_value>x</arg_value>{gap}</tool_call>"
-    assert GLM.check_law(text, every_cut=False) == Parsed(calls=[("f", '{"s": "x"}')])
+    for gap in (" \n" * 20, "\n" * 5_000):
+        arguments = f"<arg_key>s</arg_key>{gap}<arg_value>x</arg_value>{gap}"
+        text = f"<tool_call>f\n{arguments}</tool_call>"
+        assert GLM.check_law(text, every_cut=False) == Parsed(calls=[("f", '{"s": "x"}')])
+
+
+def test_a_key_without_a_value_is_content_behind_the_call() -> None:
+    text = "<tool_call>f\n<arg_key>s</arg_key>so\n<arg_key>i</arg_key><arg_value>1</arg_value>\n"
+    found = GLM.check_law(text + "</tool_call>")
+    assert found == Parsed("<arg_key>s</arg_key>so\n\n", calls=[("f", '{"i": 1}')])
 
 
 def test_missing_closers() -> None:

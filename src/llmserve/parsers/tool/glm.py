@@ -8,23 +8,25 @@ from typing import ClassVar
 from llmserve.parsers.base import ToolParser
 from llmserve.parsers.call_grammar import Envelope
 from llmserve.parsers.json_text import dumps
-from llmserve.parsers.reader import Markers, Reader, Step, drop
+from llmserve.parsers.reader import Markers, Reader, Step
 from llmserve.parsers.schema_values import is_text, to_json, types_of
+from llmserve.parsers.xml_calls import no_tags
 
 _KEY, _KEY_END = "<arg_key>", "</arg_key>"
 _VALUE, _VALUE_END = "<arg_value>", "</arg_value>"
 _OPENER, _CLOSER = "<tool_call>", "</tool_call>"
 _SECTION, _SECTION_END, _SEP = "<tool_calls>", "</tool_calls>", "<tool_sep>"
 _HEAD = re.compile(r"\s*(?P<name>[^\s<>{}\[\]\"]+)\s*(<tool_sep>\s*)?(?=<arg_key>|</tool_call>)")
-_PAIR = re.compile(r"(?P<key>[^<]*)</arg_key>\s*<arg_value>")
 _NEXT = Markers((_KEY, _CLOSER))
+_KEY_ENDS = Markers((_KEY_END, _VALUE, _KEY, _CLOSER))
 _VALUE_ENDS = Markers((_VALUE_END, f"\n{_CLOSER}", f"\n{_KEY}"))
 
 
 class Glm(ToolParser):
     """`<tool_call>F<arg_key>K</arg_key><arg_value>` text `</arg_value></tool_call>`.
 
-    4.5 has newlines between the tags, 4.7 none; the text is verbatim.
+    4.5 has newlines between the tags, 4.7 none; the text is verbatim. What else stands between
+    arguments is content behind the call.
     """
 
     openers: ClassVar[tuple[str, ...]] = (_OPENER,)
@@ -57,11 +59,20 @@ class Glm(ToolParser):
     def _read_arguments(self, reader: Reader, name: str) -> Step[None]:
         schema = self.tools.get(name, {})
         before = "{"
-        while (found := (yield from reader.until(_NEXT, drop))) == _KEY:
-            pair = yield from reader.match(_PAIR)
-            if pair is None:
+        between: list[str] = []
+        while True:
+            found = yield from reader.until(_NEXT, between.append)
+            if found != _KEY:
+                break
+            texts: list[str] = []
+            end = yield from reader.until(_KEY_ENDS, texts.append, frozenset((_KEY, _CLOSER)))
+            key = "".join(texts).strip()
+            if end == _KEY_END:
+                texts += [end, (yield from reader.space())]
+                end = yield from reader.at(_VALUE)
+            if end != _VALUE:
+                between += [_KEY, *texts]
                 continue
-            key = pair["key"].strip()
             reader.arguments(before + dumps(key) + ": ")
             before = ", "
             types = types_of(schema, key)
@@ -76,6 +87,7 @@ class Glm(ToolParser):
             reader.arguments('"' if text else to_json("".join(pieces), types))
         if found or reader.complete:
             reader.arguments("{}" if before == "{" else "}")
+        reader.content(no_tags("".join(between)))
 
 
 class HyV3(Glm):
