@@ -45,13 +45,13 @@ async def grammar_for(
     params = output_params(tools, parsers, thought, asked)
     if params is None:
         return None, True
-    is_part = asked is not None and params is not asked and params.param == asked.param
-    if is_part and asked is not None and asked.kind != "json":
+    is_tag = params is not asked
+    if is_tag and asked is not None and asked.param == params.param and asked.kind != "json":
         await llm.input_processor.read_grammar(asked)  # refused in its own words, not a tag's
     try:
-        return await llm.input_processor.read_grammar(params), params is not asked
+        return await llm.input_processor.read_grammar(params), is_tag
     except RequestError:
-        if params is not asked:
+        if is_tag:
             await _check_parameters(llm, tools, params.strict)
         raise
 
@@ -85,8 +85,12 @@ def output_params(
         envelope = _needed(envelope, "tool_choice")
         tag = forced_calls(envelope, schemas, thought, tools.parallel)
         return _params(tag, "tool_choice", bool(tools.strict & names))
-    answer = None if asked is None else _format_of(asked, thought)
-    if asked is not None and (answer is None or (thought is None and not tools.active)):
+    if asked is not None:
+        answer = _format_of(asked, thought)
+        if answer is not None and (thought is not None or tools.active):
+            calls = envelope if tools.active else None
+            tag = calls_or(answer, calls, schemas, thought, tools.parallel)
+            return _params(tag, asked.param, asked.strict)
         if asked.kind == "grammar" and thought is not None and not thought.opener:
             raise RequestError(
                 f"Unsupported value for '{asked.param}': a Lark grammar cannot come after "
@@ -95,10 +99,6 @@ def output_params(
                 code="unsupported_value",
             )
         return asked
-    if asked is not None and answer is not None:
-        calls = envelope if tools.active else None
-        tag = calls_or(answer, calls, schemas, thought, tools.parallel)
-        return _params(tag, asked.param, asked.strict)
     strict = tools.strict & names
     if not tools.active or not strict:
         return None
