@@ -330,14 +330,26 @@ def _hostile(index: int) -> dict[str, Any]:
     return schemas[index % len(schemas)]
 
 
+def _check_refusal(answer: httpx.Response, index: int) -> None:
+    """What refuses `_hostile(index)` is its own fault, or that there are many."""
+    said = answer.json()["error"]["message"]
+    own = {3: "it is too large", 4: "nested parentheses"}.get(index % 6)
+    reasons = [reason for reason in (own, "compiling took more than 2 seconds") if reason]
+    if answer.status_code == 503:
+        reasons = ["too many grammars are being"]
+    assert any(reason in said for reason in reasons), said
+
+
 async def _storm(url: str) -> tuple[list[tuple[int, float]], list[float]]:
     """Status and seconds of 20 hostile requests at once; seconds between a free one's events."""
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
 
-        async def ask(**fields: Any) -> tuple[int, float]:
+        async def ask(hostile: int = 0, **fields: Any) -> tuple[int, float]:
             began = time.monotonic()
             body = {"prompt": "x", "max_tokens": 2} | fields
             answer = await client.post("/v1/completions", json=body)
+            if answer.status_code != 200:
+                _check_refusal(answer, hostile)
             return answer.status_code, time.monotonic() - began
 
         for warm in ({"guided_choice": ["a"]}, {"guided_regex": "a"}):
@@ -353,7 +365,7 @@ async def _storm(url: str) -> tuple[list[tuple[int, float]], list[float]]:
                     last = time.monotonic()
 
         running = asyncio.create_task(stream())
-        results = await asyncio.gather(*(ask(**_hostile(i)) for i in range(20)))
+        results = await asyncio.gather(*(ask(i, **_hostile(i)) for i in range(20)))
         assert (await ask(guided_choice=["b"]))[0] == 200
         await running
         return results, gaps

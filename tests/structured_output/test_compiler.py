@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -132,13 +133,24 @@ def test_what_takes_long_gives_way(make: Callable[..., GrammarCompiler]) -> None
     assert {own[1:] for own in seen} >= {(True, 5), (True, 19)}
 
 
-def test_many_hostile_ones_end_together(warm: GrammarCompiler) -> None:
+def test_many_hostile_ones_end_together(
+    warm: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+    run, specs = warm._run, [_slow(f"y{i}") for i in range(6)]
+
+    def note(channel: socket.socket, spec: GrammarSpec, seconds: float) -> bytes | None:
+        given.append(seconds)
+        return run(channel, spec, seconds)
+
+    monkeypatch.setattr(warm, "_run", note)
     began = time.monotonic()
-    for i in range(6):
-        assert warm.get(_slow(f"y{i}")) is None
+    for spec in specs:
+        assert warm.get(spec) is None
     kinds, took = {type(result) for result in _wait(warm, 6).values()}, time.monotonic() - began
     in_time(took, 2.5 * calibrate())
     assert kinds | {GrammarError} == {GrammarError, OverloadedError}, "who never ran may try again"
+    assert min(given[:2]) > 0.2 and max(given[2:]) < 0.1, "the first two had their time"
 
 
 def test_ordinary_ones_wait_for_each_other_but_share_after_a_timeout(
