@@ -85,22 +85,20 @@ def test_pace_holds_back_all_but_the_first_and_the_last() -> None:
     pace = Pace(3)
     texts = []
     for i, text in enumerate("abcdefgh"):
-        out = pace.take(delta(0, text, "stop" if i == 7 else None))
-        texts.append(out.text if out else None)
-        assert out is None or out.token_ids == [ord(c) for c in out.text]
-    assert texts == ["a", None, None, "bcd", None, None, "efg", "h"]
+        out = pace.take([delta(0, text, "stop" if i == 7 else None)])
+        texts.append([one.text for one in out])
+        assert all(one.token_ids == [ord(c) for c in one.text] for one in out)
+    assert texts == [["a"], [], [], ["bcd"], [], [], ["efg"], ["h"]]
 
 
 def test_pace_keeps_logprobs_and_choices_apart() -> None:
     pace = Pace(2)
-    for index in (0, 1):
-        assert pace.take(delta(index, "x")) is not None
+    assert len(pace.take([delta(0, "x"), delta(1, "x")])) == 2
     held = delta(0, "a")
     held.logprobs = [([1], [-1.0], 1)]
-    assert pace.take(held) is None
-    assert pace.take(delta(1, "q")) is None
+    assert pace.take([held, delta(1, "q")]) == []
     last = delta(0, "b")
     last.logprobs = [([2], [-2.0], 1)]
-    out = pace.take(last)
-    assert out is not None and out.text == "ab"
+    (out,) = pace.take([last])
+    assert out.text == "ab"
     assert out.logprobs == [([1], [-1.0], 1), ([2], [-2.0], 1)]

@@ -3,14 +3,14 @@
 """The three shapes of log-probabilities."""
 
 import threading
-from collections.abc import Sequence
+import time
 from typing import Any
 
 import pytest
 
-from llmserve.api.logprobs import LegacyLogprobs, PromptEntry, TokenNames, join_legacy
+from llmserve.api.logprobs import LegacyLogprobs, TokenNames, join_legacy
 from llmserve.core.outputs import Logprob
-from tests.helpers.api import TOKENIZER, open_api
+from tests.helpers.api import TOKENIZER, events, open_api
 
 A, B, C = TOKENIZER.encode("abc", add_special_tokens=False)
 NAMES = TokenNames(TOKENIZER, False)
@@ -87,17 +87,43 @@ def test_legacy_offsets_count_characters() -> None:
     assert LegacyLogprobs(NAMES).completion(entries)["text_offset"] == [0, len("</s>")]
 
 
-async def test_many_are_written_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four million of them held it up for eleven seconds, and with it all other streams."""
-    threads: list[threading.Thread] = []
-    write = TokenNames.prompt
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["chat", "complete"])
+@pytest.mark.parametrize("many", [False, True])
+async def test_many_are_written_beside_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch, many: bool, path: str, stream: bool
+) -> None:
+    """A stream's echo of 30,000 tokens held it up for a second, 16 of them for ten; and with it all
+    other streams."""
+    threads: set[threading.Thread] = set()
+    write = TokenNames.name
 
-    def prompt(self: TokenNames, entries: Sequence[PromptEntry]) -> list[Any]:
-        threads.append(threading.current_thread())
-        return write(self, entries)
+    def name(self: TokenNames, token: int) -> str:
+        threads.add(threading.current_thread())
+        return write(self, token)
 
-    monkeypatch.setattr(TokenNames, "prompt", prompt)
+    monkeypatch.setattr(TokenNames, "name", name)
+    echo = {"echo": True, "logprobs": 20} if path == "complete" else {"logprobs": True}
     async with open_api() as api:
-        assert (await api.complete("ab", prompt_logprobs=1)).status_code == 200
-        assert (await api.chat(prompt_logprobs=1, max_tokens=1)).status_code == 200
-    assert len(threads) == 2 and threading.current_thread() not in threads
+        api.engine.answer = lambda request: "x" * 40
+        ask = api.complete if path == "complete" else api.chat
+        few = {"top_logprobs": 20} if path == "chat" else {}
+        fields = echo | few if many else {"logprobs": 1 if path == "complete" else True}
+        assert (await ask("ab", stream=stream, **fields)).status_code == 200
+    assert len(threads) == 1 and (threading.current_thread() in threads) != many
+
+
+async def test_a_stream_goes_on_while_its_echo_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes meanwhile is not left unread by its client."""
+    write = LegacyLogprobs.prompt
+
+    def prompt(self: LegacyLogprobs, *arguments: Any) -> dict[str, Any]:
+        time.sleep(0.05)
+        return write(self, *arguments)
+
+    monkeypatch.setattr(LegacyLogprobs, "prompt", prompt)
+    async with open_api() as api:
+        api.engine.answer, api.engine.delay = lambda request: "x" * 40, 2e-3
+        fields = {"n": 8, "echo": True, "logprobs": 20, "stream": True}
+        found = events((await api.complete("a" * 200, **fields)).text)
+    assert found[-1] == "[DONE]"

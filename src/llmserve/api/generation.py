@@ -184,10 +184,13 @@ class Pace:
         self._held: dict[int, Delta] = {}
         self._begun: set[int] = set()
 
-    def take(self, delta: Delta) -> Delta | None:
+    def take(self, deltas: list[Delta]) -> list[Delta]:
         """What may go out now."""
         if self._interval == 1:
-            return delta
+            return deltas
+        return [paced for delta in deltas if (paced := self._take(delta)) is not None]
+
+    def _take(self, delta: Delta) -> Delta | None:
         held = self._held.pop(delta.index, None)
         if held is not None:
             delta.text = held.text + delta.text

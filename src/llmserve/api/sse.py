@@ -15,7 +15,8 @@ from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from llmserve.api.errors import ClientGone, error_event, error_response, internal_error
-from llmserve.api.generation import Generation
+from llmserve.api.generation import Generation, Pace
+from llmserve.api.logprobs import write
 from llmserve.api.state import AppState
 from llmserve.core.outputs import Delta
 from llmserve.errors import LLMServeError
@@ -34,7 +35,11 @@ RAW_SEND = "llmserve.send"  # in the scope: the server's own send, past all midd
 
 
 class EventWriter(Protocol):
-    """Turns deltas into events. Made once a stream."""
+    """Turns deltas into events, at times in a thread. Made once a stream."""
+
+    def num_logprobs(self, deltas: list[Delta]) -> int:
+        """How many log-probabilities `events` is to write for them."""
+        ...
 
     def events(self, deltas: list[Delta]) -> bytes:
         """Framed events for what is new; may be empty."""
@@ -55,6 +60,7 @@ class EventStream(Response):
         state: AppState,
         generation: Generation,
         writer: EventWriter,
+        pace: Pace,
         headers: dict[str, str],
     ) -> None:
         self.status_code = 200
@@ -66,6 +72,7 @@ class EventStream(Response):
             if isinstance(stream, RequestStream):  # a beam search says nothing before its end
                 stream.bound(max(most, _LEAST_HELD_BYTES))
         self._writer = writer
+        self._pace = pace
         self._started = False
         self._busy = False
         self._last_write = 0.0
@@ -106,7 +113,9 @@ class EventStream(Response):
         finally:
             first.cancel()
         while True:
-            data = self._writer.events(deltas)
+            deltas = self._pace.take(deltas)
+            number = self._writer.num_logprobs(deltas)
+            data = await write(number, self._writer.events, deltas)
             if not self._generation.remaining:
                 break
             if data:

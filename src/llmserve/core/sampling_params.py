@@ -178,15 +178,16 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
                 limit = f"at most {MAX_BAD_WORD_TOKENS} tokens in all"
                 raise _range_error("bad_words", num_bad, limit, _TOO_LONG)
 
+    def num_prompt_logprobs(self, prompt_len: int) -> int:
+        """How many the whole prompt has."""
+        return 0 if self.prompt_logprobs is None else (self.prompt_logprobs + 1) * prompt_len
+
     def check_prompt_logprobs(self, prompt_len: int) -> None:
         """Raises RequestError where those of the whole prompt are too many to be given."""
-        if self.prompt_logprobs is None:
-            return
-        each = self.prompt_logprobs + 1
-        if prompt_len * each > MAX_PROMPT_LOGPROBS:
+        if (number := self.num_prompt_logprobs(prompt_len)) > MAX_PROMPT_LOGPROBS:
             raise RequestError(
-                f"prompt_logprobs: {each} for each of the prompt's {prompt_len} tokens are "
-                f"{prompt_len * each}; a request gets at most {MAX_PROMPT_LOGPROBS}",
+                f"prompt_logprobs: {number // prompt_len} for each of the prompt's {prompt_len} "
+                f"tokens are {number}; a request gets at most {MAX_PROMPT_LOGPROBS}",
                 param="prompt_logprobs",
                 code="integer_above_max_value",
             )

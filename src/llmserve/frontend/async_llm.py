@@ -27,11 +27,18 @@ from llmserve.engine.client import EngineClient
 from llmserve.engine.launch import EngineProcess, launch_engine
 from llmserve.errors import EngineDeadError, EngineError
 from llmserve.frontend.input_processor import InputProcessor, Prompt
-from llmserve.frontend.output_processor import Gathered, OutputProcessor, Request, RequestObserver
+from llmserve.frontend.output_processor import (
+    LOGPROB_BYTES,
+    Gathered,
+    OutputProcessor,
+    Request,
+    RequestObserver,
+)
 from llmserve.frontend.parsed_text import Parsing
 from llmserve.frontend.tokenizer import Tokenizer
 
 _WATCH_S = 0.5  # between looks at whether our own engine lives
+_TOKENS_HELD = 32  # of 150,000 log-probabilities each: 77 MB
 
 
 class RequestStream:
@@ -70,6 +77,11 @@ class RequestStream:
         return self._request.prompt_logprobs(None)
 
     @property
+    def num_prompt_logprobs(self) -> int:
+        """How many `prompt_logprobs` has."""
+        return self._request.params.num_prompt_logprobs(len(self.prompt_token_ids))
+
+    @property
     def finished(self) -> bool:
         """Whether all was taken and nothing more will come."""
         request = self._request
@@ -90,8 +102,11 @@ class RequestStream:
         return request.take()
 
     def bound(self, max_held_bytes: int) -> None:
-        """Ends the request where more than about this much is left untaken of a continuation."""
-        self._request.max_held_bytes = max_held_bytes
+        """Ends the request where more than about this much is left untaken of a continuation; or
+        than the log-probabilities of its prompt and of some tokens, in whose writing more comes."""
+        each = 1 + (self._request.params.logprobs or 0)
+        least = LOGPROB_BYTES * (self.num_prompt_logprobs + _TOKENS_HELD * each)
+        self._request.max_held_bytes = max(max_held_bytes, least)
 
     def abort(self) -> None:
         """Stops what still runs; idempotent."""

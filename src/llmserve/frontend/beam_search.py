@@ -253,6 +253,7 @@ class BeamStream:
         self.prompt_token_ids = prompt_token_ids
         self.num_cached_tokens = 0
         self.prompt_logprobs = None
+        self.num_prompt_logprobs = 0
         self.finished = False
         model = llm.model
         self._search = BeamSearch(params, options, model.eos_token_ids, model.logits_width)

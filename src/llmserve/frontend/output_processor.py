@@ -43,7 +43,7 @@ from llmserve.utils.logger import get_logger
 logger = get_logger(__name__)
 
 _ID_BYTES = 8
-_LOGPROB_BYTES = 16
+LOGPROB_BYTES = 16
 
 LogprobEntry = tuple[list[int], list[float], int]  # token ids, log-probabilities, the token's rank
 
@@ -155,7 +155,7 @@ class Continuation:
         self.out_ids += ids
         self.out_logprobs += logprobs
         self.held_bytes += _ID_BYTES * len(ids)
-        self.held_bytes += sum(_LOGPROB_BYTES * len(entry[0]) for entry in logprobs)
+        self.held_bytes += sum(LOGPROB_BYTES * len(entry[0]) for entry in logprobs)
         self.timings.num_generation_tokens += len(ids)
         if self.text is not None and self.text.stop_reason is not None:
             self.finish_reason, self.stop_reason = "stop", self.text.stop_reason

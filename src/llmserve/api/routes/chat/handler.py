@@ -2,7 +2,6 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """POST /v1/chat/completions."""
 
-import asyncio
 from functools import partial
 from typing import Any
 
@@ -11,8 +10,8 @@ from fastapi import APIRouter, Request, Response
 from llmserve.api.answer import Answer, json_response
 from llmserve.api.chat_messages import check_template_kwargs, read_messages, with_short_ids
 from llmserve.api.fields import read_json
-from llmserve.api.generation import Choice, Generation, submit
-from llmserve.api.logprobs import TokenNames
+from llmserve.api.generation import Choice, Generation, Pace, submit
+from llmserve.api.logprobs import TokenNames, num_logprobs, write
 from llmserve.api.openapi import CHAT, MESSAGES, described
 from llmserve.api.output_grammar import grammar_for
 from llmserve.api.reasoning import Thinking, budget_for, thinking_kwargs
@@ -134,12 +133,11 @@ async def _create(
         prompt["prompt_text"] = prompt_text
     if body.stream:
         writer = ChatWriter(answer, body, generation, names, role, echo, prompt, view)
-        return EventStream(state, generation, writer, headers)
+        return EventStream(state, generation, writer, Pace(answer.stream_interval), headers)
     choices = await generation.collect()
     parts = (answer, body, generation, choices, names, role, echo, prompt, view, headers)
-    if not body.logprobs and body.prompt_logprobs is None:
-        return _whole(*parts)
-    return await asyncio.to_thread(_whole, *parts)  # millions take seconds, in which others stream
+    number = generation.streams[0].num_prompt_logprobs + num_logprobs(choices)
+    return await write(number, _whole, *parts)
 
 
 def _variables(template: ChatTemplate | None) -> frozenset[str]:

@@ -5,8 +5,8 @@
 from typing import Any
 
 from llmserve.api.answer import Answer, encode
-from llmserve.api.generation import Generation, Pace
-from llmserve.api.logprobs import TokenNames
+from llmserve.api.generation import Generation
+from llmserve.api.logprobs import TokenNames, num_logprobs
 from llmserve.api.routes.chat.parts import View
 from llmserve.api.routes.chat.schema import ChatBody
 from llmserve.core.outputs import Delta
@@ -33,21 +33,22 @@ class ChatWriter:
         self._echo = echo
         self._prompt = prompt  # prompt_token_ids, prompt_text: in the first chunk of a choice
         self._role = b'"delta":' + encode({"role": role, "content": ""})
-        self._pace = Pace(answer.stream_interval)
+        self._wants_logprobs = body.logprobs
         self._num_begun = 0
         self._view = view
         self._calling: set[int] = set()  # choices with calls
 
+    def num_logprobs(self, deltas: list[Delta]) -> int:
+        """See EventWriter."""
+        return num_logprobs(deltas) if self._wants_logprobs else 0
+
     def events(self, deltas: list[Delta]) -> bytes:
         """Framed chunks for what is new; empty while only silent tokens came."""
         out: list[bytes] = []
-        for news in deltas:
-            while self._num_begun <= news.index:  # in order, as the SDKs gather them
+        for delta in deltas:
+            while self._num_begun <= delta.index:  # in order, as the SDKs gather them
                 self._begin(self._num_begun, out)
                 self._num_begun += 1
-            delta = self._pace.take(news)
-            if delta is None:
-                continue
             if self._view.parses:
                 self._see(delta)
             fields = self._view.delta(delta) if delta.parts else None

@@ -2,7 +2,6 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """POST /v1/completions."""
 
-import asyncio
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,8 +10,8 @@ from fastapi import APIRouter, Request, Response
 
 from llmserve.api.answer import Answer, json_response
 from llmserve.api.fields import read_json
-from llmserve.api.generation import Choice, Generation, Stream, submit
-from llmserve.api.logprobs import LegacyLogprobs, TokenNames, join_legacy
+from llmserve.api.generation import Choice, Generation, Pace, Stream, submit
+from llmserve.api.logprobs import LegacyLogprobs, TokenNames, join_legacy, num_logprobs, write
 from llmserve.api.openapi import COMPLETION, PROMPT, described
 from llmserve.api.reasoning import budget_for
 from llmserve.api.routes.completions.schema import CompletionBody, Prompt
@@ -108,13 +107,11 @@ async def _create(
     ]
     if body.stream:
         writer = CompletionWriter(answer, body, generation, names, echoes)
-        return EventStream(state, generation, writer, headers)
+        return EventStream(state, generation, writer, Pace(answer.stream_interval), headers)
     made = _best(await generation.collect(), body.num_drawn, body.n)
-    if body.logprobs is None and body.prompt_logprobs is None:
-        return _whole(answer, body, generation, names, echoes, made, headers)
-    return await asyncio.to_thread(  # millions of them take seconds, in which others stream
-        _whole, answer, body, generation, names, echoes, made, headers
-    )
+    scored = body.n * sum(stream.num_prompt_logprobs for stream in generation.streams)
+    number = scored + num_logprobs(made)
+    return await write(number, _whole, answer, body, generation, names, echoes, made, headers)
 
 
 def _whole(

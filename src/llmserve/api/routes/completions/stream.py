@@ -5,8 +5,8 @@
 from typing import Any
 
 from llmserve.api.answer import Answer, encode
-from llmserve.api.generation import Generation, Pace
-from llmserve.api.logprobs import LegacyLogprobs, TokenNames, join_legacy
+from llmserve.api.generation import Generation
+from llmserve.api.logprobs import LegacyLogprobs, TokenNames, join_legacy, num_logprobs
 from llmserve.api.routes.completions.schema import CompletionBody
 from llmserve.core.outputs import Delta
 
@@ -26,18 +26,23 @@ class CompletionWriter:
         self._body = body
         self._generation = generation
         self._echoes = echoes
-        self._pace = Pace(answer.stream_interval)
         count = generation.remaining
         self._logprobs = [LegacyLogprobs(names) for _ in range(count)]
         self._begun: set[int] = set()
 
+    def num_logprobs(self, deltas: list[Delta]) -> int:
+        """See EventWriter."""
+        if self._body.logprobs is None:
+            return 0
+        streams, n = self._generation.streams, self._generation.n
+        new = (delta.index for delta in deltas if delta.index not in self._begun)
+        echoed = sum(streams[index // n].num_prompt_logprobs for index in new)
+        return echoed + num_logprobs(deltas)
+
     def events(self, deltas: list[Delta]) -> bytes:
         """Framed chunks for what is new; empty while only silent tokens came."""
         out: list[bytes] = []
-        for news in deltas:
-            delta = self._pace.take(news)
-            if delta is None:
-                continue
+        for delta in deltas:
             ids = self._body.return_token_ids
             extra: dict[str, Any] | None = None
             text = delta.text
