@@ -97,6 +97,12 @@ class Answer:
         return head + b"," + encode(choice)[1:] + b"]" + end + b"\n\n"
 
 
+def written(value: object) -> msgspec.Raw:
+    """One of many parts of a JSON body: one at a time is there as objects, and other threads run in
+    between."""
+    return msgspec.Raw(encode(value))
+
+
 def json_response(
     body: object, headers: dict[str, str] | None = None, status: int = 200
 ) -> Response:

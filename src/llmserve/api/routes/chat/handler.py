@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from llmserve.api.answer import Answer, json_response
+from llmserve.api.answer import Answer, json_response, written
 from llmserve.api.chat_messages import check_template_kwargs, read_messages, with_short_ids
 from llmserve.api.fields import read_json
 from llmserve.api.generation import Choice, Generation, Pace, submit
@@ -243,18 +243,17 @@ def _whole(
             message["content"] = echo + choice.text
         token_ids = view.shown(choice.token_ids, choice.hidden)
         logprobs = view.shown(choice.logprobs, choice.hidden)
-        choices.append(
-            {
-                "index": index,
-                "message": message,
-                "logprobs": names.chat(logprobs) if body.logprobs else None,
-                "finish_reason": view.finish_reason(
-                    choice.finish_reason, choice.stop_reason, "tool_calls" in message
-                ),
-                "stop_reason": choice.stop_reason,
-                "token_ids": token_ids if body.return_token_ids else None,
-            }
-        )
+        whole = {
+            "index": index,
+            "message": message,
+            "logprobs": names.chat(logprobs) if body.logprobs else None,
+            "finish_reason": view.finish_reason(
+                choice.finish_reason, choice.stop_reason, "tool_calls" in message
+            ),
+            "stop_reason": choice.stop_reason,
+            "token_ids": token_ids if body.return_token_ids else None,
+        }
+        choices.append(written(whole))
     prompt_logprobs = generation.streams[0].prompt_logprobs
     result = answer.frame("chat.completion") | {
         "choices": choices,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from fastapi import APIRouter, Request, Response
 
-from llmserve.api.answer import Answer, json_response
+from llmserve.api.answer import Answer, json_response, written
 from llmserve.api.fields import read_json
 from llmserve.api.generation import Choice, Generation, Pace, Stream, submit
 from llmserve.api.logprobs import LegacyLogprobs, TokenNames, join_legacy, num_logprobs, write
@@ -123,11 +123,11 @@ def _whole(
     made: list[Choice],
     headers: dict[str, str],
 ) -> Response:
-    choices = [
-        {"index": index}
-        | _choice(body, names, echoes[index // body.n], generation.streams[index // body.n], choice)
-        for index, choice in enumerate(made)
-    ]
+    choices = []
+    for index, choice in enumerate(made):
+        stream, echo = generation.streams[index // body.n], echoes[index // body.n]
+        whole = {"index": index} | _choice(body, names, echo, stream, choice)
+        choices.append(written(whole))
     result = answer.frame("text_completion") | {
         "choices": choices,
         "service_tier": None,
