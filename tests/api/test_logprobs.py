@@ -5,10 +5,12 @@
 import threading
 import time
 import weakref
+from functools import partial
 from typing import Any
 
 import pytest
 
+from llmserve.api import generation
 from llmserve.api.logprobs import LegacyLogprobs, TokenNames, join_legacy
 from llmserve.core.outputs import Logprob
 from tests.helpers.api import TOKENIZER, events, open_api
@@ -128,6 +130,23 @@ async def test_a_stream_goes_on_while_its_echo_is_written(monkeypatch: pytest.Mo
         fields = {"n": 8, "echo": True, "logprobs": 20, "stream": True}
         found = events((await api.complete("a" * 200, **fields)).text)
     assert found[-1] == "[DONE]"
+
+
+@pytest.mark.parametrize("path", ["chat", "complete"])
+async def test_a_whole_answer_has_not_too_many(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """The largest that there could be had 88 million, which are 5 GB of JSON and 6 GB before it."""
+    monkeypatch.setattr(generation, "MAX_LOGPROBS", 40)
+    fields: dict[str, Any] = {"logprobs": 4} if path == "complete" else {"top_logprobs": 4}
+    async with open_api() as api:
+        api.engine.answer, api.engine.delay = lambda request: "x" * 7, 1e-3
+        ask = partial(api.chat if path == "chat" else api.complete, **{"logprobs": True} | fields)
+        assert (await ask(max_tokens=4, n=2)).status_code == 200
+        refused = await ask(n=2)
+        error = refused.json()["error"]
+        assert (refused.status_code, error["param"]) == (400, "logprobs")
+        assert "at most 40" in error["message"]
+        assert len(api.engine.aborted) == 2
+        assert events((await ask(n=2, stream=True)).text)[-1] == "[DONE]"
 
 
 @pytest.mark.parametrize("path", ["chat", "complete"])

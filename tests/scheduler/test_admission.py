@@ -47,7 +47,7 @@ def _refused(episode: Episode, message: EngineRequest) -> RequestExtra:
 def test_bad_requests_are_answered(
     message: EngineRequest, error: str, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sampling_params, "MAX_PROMPT_LOGPROBS", 629)
+    monkeypatch.setattr(sampling_params, "MAX_LOGPROBS", 629)
     episode = _episode()
     extra = _refused(episode, message)
     assert extra.error == error and re.search(says, extra.message or "")

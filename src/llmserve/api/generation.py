@@ -3,7 +3,7 @@
 """The streams of one HTTP request as one: several prompts, n continuations each."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -11,8 +11,8 @@ import msgspec
 from llmserve.api.fields import GenerationBody
 from llmserve.core.messages import FinishReason
 from llmserve.core.outputs import Delta, Part
-from llmserve.core.sampling_params import SamplingParams
-from llmserve.errors import EngineError
+from llmserve.core.sampling_params import MAX_LOGPROBS, SamplingParams
+from llmserve.errors import EngineError, RequestError
 from llmserve.frontend.async_llm import AsyncLLM, RequestStream
 from llmserve.frontend.beam_search import BeamStream
 from llmserve.frontend.parsed_text import Parsing
@@ -63,6 +63,11 @@ class Choice(msgspec.Struct):
     logprobs: list[tuple[list[int], list[float], int]] = []
     finish_reason: FinishReason | str | None = None
     stop_reason: int | str | None = None
+
+
+def num_logprobs(made: Iterable[Choice | Delta]) -> int:
+    """Log-probabilities of generated tokens, each token's being as many."""
+    return sum(len(one.logprobs) * len(one.logprobs[0][0]) for one in made if one.logprobs)
 
 
 class Generation:
@@ -119,12 +124,22 @@ class Generation:
             self._wake.set()
 
     async def collect(self) -> list[Choice]:
-        """All choices, whole."""
+        """All choices, whole; RequestError where their log-probabilities become too many."""
+        number = 0
         choices = [Choice() for _ in range(self.remaining)]
         texts: list[list[str]] = [[] for _ in choices]
         try:
             while self.remaining:
-                for delta in await self.next():
+                deltas = await self.next()
+                number += num_logprobs(deltas)
+                if number > MAX_LOGPROBS:  # not before: nobody knows how long answers become
+                    raise RequestError(
+                        f"logprobs: there are {number} so far; an answer that is not streamed has "
+                        f"at most {MAX_LOGPROBS}",
+                        param="logprobs",
+                        code="integer_above_max_value",
+                    )
+                for delta in deltas:
                     choice = choices[delta.index]
                     texts[delta.index].append(delta.text)
                     choice.parts += delta.parts

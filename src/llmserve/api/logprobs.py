@@ -3,11 +3,10 @@
 """Log-probabilities in the shapes of chat, of completions, and of prompts."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from llmserve.api.generation import Choice
-from llmserve.core.outputs import Delta, Logprob
+from llmserve.core.outputs import Logprob
 from llmserve.frontend.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -16,11 +15,6 @@ _INLINE = 512  # take some 1 ms; a thread costs 0.1 ms
 
 Entry = tuple[list[int], list[float], int]  # Delta.logprobs: column 0 is the token itself
 PromptEntry = dict[int, Logprob] | None
-
-
-def num_logprobs(made: Iterable[Choice | Delta]) -> int:
-    """Log-probabilities of generated tokens, each token's being as many."""
-    return sum(len(one.logprobs) * len(one.logprobs[0][0]) for one in made if one.logprobs)
 
 
 async def write(num_logprobs: int, writer: Callable[..., T], *arguments: Any) -> T:

@@ -19,9 +19,10 @@ MAX_STOP_STRINGS = 16
 MAX_LOGPROB_IDS = 128
 MAX_PATTERN = 1024
 _TOO_LONG = "array_above_max_length"
-# Of one prompt: 50 MB on their way, 2 GB and some 6 s of a thread as Python objects (4.6 M of them:
-# 1,880 MB, 4.2 s). The default of 20 a token has room for 199,728 tokens.
-MAX_PROMPT_LOGPROBS = 1 << 22
+# Of the prompts, and of the tokens of an answer that is not streamed: 50 MB on their way, 2 GB and
+# some 6 s of a thread as Python objects (4.6 M of them: 1,880 MB, 4.2 s). The default of 20 a token
+# has room for 199,728 tokens.
+MAX_LOGPROBS = 1 << 22
 
 
 class RepetitionDetection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -182,12 +183,14 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
         """How many the whole prompt has."""
         return 0 if self.prompt_logprobs is None else (self.prompt_logprobs + 1) * prompt_len
 
-    def check_prompt_logprobs(self, prompt_len: int) -> None:
-        """Raises RequestError where those of the whole prompt are too many to be given."""
-        if (number := self.num_prompt_logprobs(prompt_len)) > MAX_PROMPT_LOGPROBS:
+    def check_prompt_logprobs(self, prompt_len: int, times: int = 1) -> None:
+        """Raises RequestError where those of the whole prompt, given so often, are too many."""
+        if (number := self.num_prompt_logprobs(prompt_len) * times) > MAX_LOGPROBS:
+            each = f"{number // prompt_len // times} for each of the prompt's {prompt_len} tokens"
+            choices = f" in {times} choices" if times > 1 else ""
             raise RequestError(
-                f"prompt_logprobs: {number // prompt_len} for each of the prompt's {prompt_len} "
-                f"tokens are {number}; a request gets at most {MAX_PROMPT_LOGPROBS}",
+                f"prompt_logprobs: {each}{choices} are {number}; a request gets at most "
+                f"{MAX_LOGPROBS}",
                 param="prompt_logprobs",
                 code="integer_above_max_value",
             )

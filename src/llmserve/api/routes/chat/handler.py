@@ -10,8 +10,8 @@ from fastapi import APIRouter, Request, Response
 from llmserve.api.answer import Answer, json_response, written
 from llmserve.api.chat_messages import check_template_kwargs, read_messages, with_short_ids
 from llmserve.api.fields import read_json
-from llmserve.api.generation import Choice, Generation, Pace, submit
-from llmserve.api.logprobs import TokenNames, num_logprobs, write
+from llmserve.api.generation import Choice, Generation, Pace, num_logprobs, submit
+from llmserve.api.logprobs import TokenNames, write
 from llmserve.api.openapi import CHAT, MESSAGES, described
 from llmserve.api.output_grammar import grammar_for
 from llmserve.api.reasoning import Thinking, budget_for, thinking_kwargs

@@ -5,8 +5,8 @@
 from typing import Any
 
 from llmserve.api.answer import Answer, encode
-from llmserve.api.generation import Generation
-from llmserve.api.logprobs import TokenNames, num_logprobs
+from llmserve.api.generation import Generation, num_logprobs
+from llmserve.api.logprobs import TokenNames
 from llmserve.api.routes.chat.parts import View
 from llmserve.api.routes.chat.schema import ChatBody
 from llmserve.core.outputs import Delta

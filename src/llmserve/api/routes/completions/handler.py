@@ -10,8 +10,8 @@ from fastapi import APIRouter, Request, Response
 
 from llmserve.api.answer import Answer, json_response, written
 from llmserve.api.fields import read_json
-from llmserve.api.generation import Choice, Generation, Pace, Stream, submit
-from llmserve.api.logprobs import LegacyLogprobs, TokenNames, join_legacy, num_logprobs, write
+from llmserve.api.generation import Choice, Generation, Pace, Stream, num_logprobs, submit
+from llmserve.api.logprobs import LegacyLogprobs, TokenNames, join_legacy, write
 from llmserve.api.openapi import COMPLETION, PROMPT, described
 from llmserve.api.reasoning import budget_for
 from llmserve.api.routes.completions.schema import CompletionBody, Prompt
@@ -91,6 +91,7 @@ async def _create(
         encoded.append(_Prompt(ids, params, parsing))
         if clamped is not None and body.max_tokens is not None:
             clamps.append(clamped)
+    encoded[0].params.check_prompt_logprobs(sum(len(one.ids) for one in encoded), body.n)
     if grammar is not None:  # which begins at once: there is no reasoning
         unused = ["thinking_token_budget"] if body.thinking_token_budget is not None else []
         add_ignored(headers, [*unused, *grammar.ignored])

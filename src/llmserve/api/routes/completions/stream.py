@@ -5,8 +5,8 @@
 from typing import Any
 
 from llmserve.api.answer import Answer, encode
-from llmserve.api.generation import Generation
-from llmserve.api.logprobs import LegacyLogprobs, TokenNames, join_legacy, num_logprobs
+from llmserve.api.generation import Generation, num_logprobs
+from llmserve.api.logprobs import LegacyLogprobs, TokenNames, join_legacy
 from llmserve.api.routes.completions.schema import CompletionBody
 from llmserve.core.outputs import Delta
 
