@@ -163,6 +163,35 @@ def test_t53_what_a_start_cannot_have_is_one_line(bench_model: Path, tmp_path: P
     assert missing in line and line.startswith("llmserve: error: ")
 
 
+@pytest.mark.parametrize("disk", [True, False])
+def test_output_that_cannot_be_written_ends_no_server(
+    bench_model: Path, tmp_path: Path, disk: bool
+) -> None:
+    """A full disk; a reader that left."""
+    path = str(tmp_path / "api.sock")
+    reader, out = os.pipe()
+    os.close(reader)
+    if disk:
+        os.close(out)
+        out = os.open("/dev/full", os.O_WRONLY)
+    command = [sys.executable, "-m", "llmserve", "serve", str(bench_model), *FLAGS, "--uds", path]
+    server = subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True)
+    os.close(out)
+    said: list[str] = []
+    assert server.stderr is not None
+    with server.stderr as lines, httpx.HTTPTransport(uds=path) as transport:
+        while "stdout cannot be written" not in (said[-1:] or [""])[0]:
+            said.append(lines.readline())
+            assert said[-1], "".join(said)
+        with httpx.Client(transport=transport, base_url="http://localhost") as http:
+            answer = http.post("/v1/completions", json={"prompt": "a", "max_tokens": 2})
+        assert answer.status_code == 200
+        server.terminate()
+        said += lines.readlines()
+    assert server.wait(20) == 0, said
+    assert not [line for line in said if "Traceback" in line or "llmserve: error" in line]
+
+
 @pytest.mark.faults
 def test_t53_eight_at_once(bench_model: Path) -> None:
     servers = [Server(str(bench_model), *FLAGS) for _ in range(8)]

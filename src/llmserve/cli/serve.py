@@ -106,6 +106,16 @@ def ready_block(info: ModelInfo, server: ServerConfig, sock: socket.socket) -> s
     )
 
 
+def say(text: str) -> None:
+    """Prints `text`. Where that cannot be, as on a full disk, the log says so and requests are
+    served all the same."""
+    try:
+        print(text, end="", flush=True)
+    except OSError as error:
+        logger.warning("stdout cannot be written: %s", error.strerror)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left must not fail once more
+
+
 @dataclass
 class Trouble:
     """Why the processes cannot go on as they are; `slot` is that of an API server, None is the
@@ -180,8 +190,7 @@ class Supervisor:
                     return self._give_up(trouble, times)
             elif self._info and not self._announced and self._all_ready():
                 self._announced = True
-                sys.stdout.write(ready_block(self._info, self._server, self._sock))
-                sys.stdout.flush()
+                say(ready_block(self._info, self._server, self._sock))
         return self._drain()
 
     def _all_ready(self) -> bool:
