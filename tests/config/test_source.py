@@ -54,6 +54,15 @@ def test_sharded_by_its_index(tmp_path: Path) -> None:
     assert find(tmp_path).files == [str(tmp_path / f"{n}.safetensors") for n in "ab"]
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_named_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    touch(tmp_path, "config.json", "tokenizer.json", "model.safetensors")
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ConfigError, match=f"{name} is a named pipe"):
+        find(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("index", "complaint"),
     [

@@ -3,6 +3,7 @@
 """T41: a model folder that lies or carries code is refused in one line; nothing of it runs."""
 
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -84,6 +85,11 @@ def link_out(folder: Path) -> None:
     (folder / "tokenizer.json").symlink_to("/etc/passwd")
 
 
+def pipe(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    os.mkfifo(folder / WEIGHTS)
+
+
 def gguf(spoil: Callable[[bytearray], None]) -> Callable[[Path], None]:
     """The folder is one GGUF file, of which `spoil` changes the bytes."""
 
@@ -126,7 +132,7 @@ GGUF = [gguf(spoil) for spoil in (many_tensors, many_keys, long_key, half)]
         code,
         *(
             pytest.param(spoil, marks=pytest.mark.faults)
-            for spoil in (truncated, giant_header, pickled, wrong_shape, link_out, *GGUF)
+            for spoil in (truncated, giant_header, pickled, wrong_shape, link_out, pipe, *GGUF)
         ),
     ],
 )

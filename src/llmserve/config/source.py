@@ -53,7 +53,7 @@ def find_tokenizer(model: ModelConfig, load: LoadConfig, name: str) -> str:
     path = Path(name).expanduser()
     path = path if path.exists() else from_hub(model, load, name, _SETTINGS)
     if path.is_dir():
-        _check_links(path)
+        _check_files(path)
     return str(path)
 
 
@@ -147,19 +147,22 @@ def _gguf(path: Path, name: str, load: LoadConfig) -> Found:
     return Found("gguf", str(files[0]), name, [str(file) for file in files])
 
 
-def _check_links(folder: Path) -> None:
-    """ConfigError for a file that is a link out of its folder: a model that somebody else made
-    could have any file of this machine read. The hub's cache links into its own repository."""
+def _check_files(folder: Path) -> None:
+    """ConfigError for a named pipe, whose reader waits for a writer; and for a file that is a link
+    out of its folder: a model that somebody else made could have any file of this machine read. The
+    hub's cache links into its own repository."""
     root = folder.resolve()
     if root.parent.name == "snapshots":
         root = root.parent.parent
     for file in folder.iterdir():
         if file.is_symlink() and not Path(os.path.realpath(file)).is_relative_to(root):
             raise ConfigError(f"{file} is a link to a place outside of the model's folder")
+        if file.is_fifo():
+            raise ConfigError(f"{file} is a named pipe")
 
 
 def _folder(path: Path, name: str, load: LoadConfig) -> Found:
-    _check_links(path)
+    _check_files(path)
     if load.load_format == "dummy":
         return Found("folder", str(path), name, [])
     ggufs = sorted(path.glob("*.gguf"))
