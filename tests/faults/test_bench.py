@@ -2,8 +2,13 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """The bench holds on a healthy server, and each invariant catches a leak that is planted."""
 
+import subprocess
+import sys
+import textwrap
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -134,6 +139,63 @@ def test_a_missed_deadline_is_an_error_of_its_own(
     monkeypatch.setattr(inv, "MAX_PROBE_S", 0.0)
     with pytest.raises(TooSlow, match="I5"), bench.load_and_invariants():
         pass
+
+
+LEAKY = """
+    import mmap, os, subprocess, sys, threading, time
+    kept = []
+    print("ready", flush=True)
+    for line in sys.stdin:
+        what = line.strip()
+        if what == "fds":
+            kept.append(open("/dev/null"))
+        elif what == "threads":
+            threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+        elif what == "processes":
+            kept.append(subprocess.Popen(["sleep", "60"], stdin=subprocess.DEVNULL))
+        elif what == "shm":
+            kept.append(open(f"/dev/shm/test-{os.getpid()}", "w"))
+        elif what == "files":
+            open(sys.argv[1] + "/left", "w").close()
+        elif what == "memory":
+            kept.append(b"x" * (30 << 20))
+        elif what == "end":
+            os.unlink(f"/dev/shm/test-{os.getpid()}")
+            for child in kept:
+                if isinstance(child, subprocess.Popen):
+                    child.kill()
+                    child.wait()
+            break
+        print("done", flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def leaky(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    folder = tmp_path_factory.mktemp("leaky")
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(LEAKY), str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None and process.stdin is not None
+        process.stdout.readline()
+        yield process, folder
+        process.stdin.write("end\n")
+
+
+@pytest.mark.parametrize("what", ["fds", "threads", "processes", "shm", "files", "memory"])
+def test_leak_of_a_real_process(leaky: tuple[subprocess.Popen[str], Path], what: str) -> None:
+    process, folder = leaky
+    assert process.stdout is not None and process.stdin is not None
+    before = inv.snapshot(process.pid, [folder])
+    assert not inv.check_leaks(before, inv.snapshot(process.pid, [folder]))
+    process.stdin.write(f"{what}\n")
+    process.stdin.flush()
+    process.stdout.readline()
+    wrong = inv.check_leaks(before, inv.snapshot(process.pid, [folder]))
+    assert any(what in line for line in wrong), wrong
 
 
 def test_lost_process() -> None:
