@@ -139,6 +139,7 @@ async def test_a_whole_answer_has_not_too_many(monkeypatch: pytest.MonkeyPatch, 
     fields: dict[str, Any] = {"logprobs": 4} if path == "complete" else {"top_logprobs": 4}
     async with open_api() as api:
         api.engine.answer, api.engine.delay = lambda request: "x" * 7, 1e-3
+        api.engine.one_by_one = True
         ask = partial(api.chat if path == "chat" else api.complete, **{"logprobs": True} | fields)
         assert (await ask(max_tokens=4, n=2)).status_code == 200
         refused = await ask(n=2)
