@@ -130,6 +130,15 @@ def test_a_prompt_gets_on_where_nothing_fits() -> None:
     assert set(counts) == {64, 192} and counts.count(192) < 4  # of a larger size one is tried
 
 
+def test_a_limit_below_a_step_of_decodes_is_none_that_can_be_kept() -> None:
+    costs = StepCosts(1e-3, 0.1)
+    costs.observe(4, 0, 0, 0.1)
+    for start in range(0, 6400, 64):
+        tokens = costs.room(4, start).tokens
+        costs.observe(4, tokens, costs.weight(start, tokens), 0.1 + 1e-6 * tokens)
+        assert tokens in (64, 192)
+
+
 def test_prompts_alone_are_not_split() -> None:
     machine = Machine(costs=True)
     for wire_id in range(3):

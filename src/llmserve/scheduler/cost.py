@@ -52,8 +52,7 @@ class StepCosts:
     `most` seconds may a step take; None is 2.5 times the one without prompts. Where next to nothing
     fits into that, because much of a step with prompts does not depend on their tokens, they would
     hardly get on, and a step may take longer if that gains much. The first prompt gets on by
-    `least` tokens, whatever they cost: kernels
-    work on tiles of so many.
+    `least` tokens, whatever they cost: kernels work on tiles of so many.
     """
 
     def __init__(self, most: float | None, context_cost: float, least: int = 64) -> None:
@@ -95,7 +94,7 @@ class StepCosts:
     def _tokens(self, num_decodes: int, start: int, alone: float) -> int:
         """A multiple of `least`. Goes up from size to size, as long as they are short enough."""
         tokens = least = self.least
-        limit, light = self._most or _TIMES * alone, self.weight(start, least)
+        limit, light = max(self._most or _TIMES * alone, alone), self.weight(start, least)
         first, level = (num_decodes + least - 1).bit_length(), _level(light / least)
         fewest = self._sizes.get((first, level)) or self._sizes.get((first - 1, level))
         is_beyond = False
@@ -124,8 +123,8 @@ class StepCosts:
         return tokens
 
     def _nearest(self, bits: int, level: int) -> _Size | None:
-        """As it was seen lately at about this context, or at less of it: so long it takes here
-        too."""
+        """As it was seen lately at about this context or at less of it, where it takes no longer
+        than here."""
         known = [
             (abs(near - level), near, size)
             for near in range(level + _NEAR)
