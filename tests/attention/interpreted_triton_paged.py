@@ -38,15 +38,20 @@ def test_padding_row_is_zero() -> None:
     torch.testing.assert_close(out[:1].double(), case.expected()[:1], atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("tiles", [1, 5])
 @pytest.mark.parametrize("counted", [False, True])
-def test_a_single_prompt_keeps_all_programs_busy(counted: bool) -> None:
-    """Its tiles are counted exactly: each that is not there would take its share of the splits."""
-    case = make_case([(1, 40), (64, 2048)], heads=1, kv_heads=1)
+def test_a_single_prompt_keeps_all_programs_busy(counted: bool, tiles: int) -> None:
+    """Its tiles are counted exactly: each that is not there would take its share of the parts. Five
+    of them leave three of eight programs idle, and in three parts each one of sixteen."""
+    case = make_case([(1, 40), (64 * tiles, 2048)], heads=1, kv_heads=1)
     if counted:
         case.count_on_device()
     backend = TritonPagedAttention(case.shape, torch.float32, torch.device("cpu"))
     backend.plan(case.metadata)
     backend.tile_scratch.partial.fill_(torch.nan)
+    programs = backend.tile_scratch.programs
+    assert programs == 8
     out = backend.forward(case.query, case.kv_cache, case.metadata)
     torch.testing.assert_close(out.double(), case.expected(), atol=2e-5, rtol=1e-4)
-    assert not backend.tile_scratch.partial.isnan().any()
+    used = ~backend.tile_scratch.partial.isnan().flatten(1).any(1)
+    assert int(used.sum()) == {1: programs, 5: 15}[tiles]

@@ -11,13 +11,14 @@ from triton.compiler import ASTSource
 from llmserve.kernels.paged_attention import SHARED_MEMORY_LIMIT
 
 ARCHITECTURES = (90, 120)
+_SHARED_MEMORY = {90: 232_448, 120: SHARED_MEMORY_LIMIT}  # bytes a block, CUDA C++ programming guide
 
 
 def compile_for(
     arch: int, kernel: Any, types: dict[str, str], warps: int = 4, stages: int = 2, **constants: Any
 ) -> None:
     """`types` name Triton types of some arguments; the rest are int64 strides, but for the
-    arguments given in `constants`. Asserts that a block fits the smallest shared memory.
+    arguments given in `constants`. Asserts that a block fits the GPU's shared memory.
     """
     signature = {
         name: "constexpr" if name in constants else types.get(name, "i64")
@@ -29,4 +30,4 @@ def compile_for(
         target=GPUTarget("cuda", arch, 32),
         options={"num_warps": warps, "num_stages": stages},
     )
-    assert compiled.metadata.shared <= SHARED_MEMORY_LIMIT
+    assert compiled.metadata.shared <= _SHARED_MEMORY[arch]

@@ -58,17 +58,18 @@ if not envs.TRITON_INTERPRET:
     ) -> None:
         seen = _launches(monkeypatch, architecture, 90, torch.bfloat16)
         assert {name.strip("_").removesuffix("_kernel") for name in seen} == {
-            "linear", "rms_norm", "gated_act", "rope_write", "decode", "prefill", "scan",
+            "linear", "rms_norm", "gated_act", "rope_write", "decode", "prefill", "join", "scan",
             "truncate", "mask", "penalize", "select",
         }  # fmt: skip
         own = [n for n in seen["_decode_kernel"] if not n["PROGRAMS"]]
         splits = {num_splits(rows, 2, 160, 132) for rows in range(1, 25)}
         assert {n["SPLITS"] for n in own if not n["WINDOW"]} == splits
         assert {n["PROGRAMS"] for n in seen["_decode_kernel"]} == {0, 264}
-        assert {n["PROGRAMS"] for n in seen["_prefill_kernel"]} == {264}
-        assert {n["COUNTED"] for n in seen["_prefill_kernel"]} == {False, True}
+        for name in ("_prefill_kernel", "_join_kernel"):
+            assert {n["PROGRAMS"] for n in seen[name]} == {132}
+            assert {n["COUNTED"] for n in seen[name]} == {False, True}
         windows = {0} | ({20} if "Gemma" in architecture else set())
-        for name in ("_decode_kernel", "_prefill_kernel"):
+        for name in ("_decode_kernel", "_prefill_kernel", "_join_kernel"):
             assert {n["WINDOW"] for n in seen[name]} == windows
         assert {n["TILE_M"] for n in seen["_linear_kernel"]} == {1, 8, 16}
         assert {n["TILE_T"] for n in seen["_rope_write_kernel"]} == {1, 16}
@@ -78,5 +79,6 @@ if not envs.TRITON_INTERPRET:
 
     def test_older_cards_have_no_dependent_launch(monkeypatch: pytest.MonkeyPatch) -> None:
         seen = _launches(monkeypatch, "LlamaForCausalLM", 80, torch.float16)
-        for name in ("_linear_kernel", "_decode_kernel", "_rope_write_kernel"):
+        names = "linear", "decode", "prefill", "join", "rope_write"
+        for name in (f"_{name}_kernel" for name in names):
             assert not any(launch["PDL"] for launch in seen[name])

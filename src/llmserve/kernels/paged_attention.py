@@ -16,7 +16,8 @@ from llmserve.kernels.triton_jit import card_of, loop, next_power_of_2, pdl_of, 
 
 SHARED_MEMORY_LIMIT = 101_376  # bytes a block may use on compute capability 12.x
 _MAX_SPLITS = 32
-_LEAST_TILES = 4  # of keys in a split of a prompt
+_LEAST_TILES = 4  # of keys in a part of a prompt's tile
+_JOINED, _JOINING = 4, 8  # lines of a tile at once; programs a multiprocessor
 
 
 def num_splits(num_rows: int, num_kv_heads: int, max_keys: int, num_sms: int) -> int:
@@ -29,12 +30,13 @@ def num_splits(num_rows: int, num_kv_heads: int, max_keys: int, num_sms: int) ->
 
 
 def tile_sizes(head_dim: int, element_size: int, decode: bool) -> tuple[int, int, int, int]:
-    """(queries, keys, stages, warps) of a tile; within SHARED_MEMORY_LIMIT for every head_dim."""
+    """(queries times heads, keys, stages, warps) of a tile. With every head_dim within what a block
+    may use: on compute capability 9 the queries of prompts are kept there too."""
     row_bytes = next_power_of_2(head_dim) * element_size
     if decode:
         return 16, 64 if row_bytes <= 256 else 32 if row_bytes <= 512 else 16, 2, 4
     if row_bytes <= 256:
-        return 64, 64, 2, 4
+        return (128, 64, 3, 8) if element_size == 2 else (64, 64, 2, 4)
     if row_bytes <= 512:
         return 64, 32, 1, 4
     return 32, 16, 1, 4
@@ -72,14 +74,15 @@ class DecodeScratch(Scratch):
 
 
 class TileScratch(Scratch):
-    """Of tiles that the device counts; [programs, queries of a tile]. Tiles are split for as many
-    programs, two a multiprocessor."""
+    """Of tiles that the device counts; [parts, queries times heads]. Prompts have `programs`, eight
+    warps a multiprocessor, with up to two parts each; decode rows two programs a multiprocessor."""
 
     def __init__(self, device: torch.device, group: int, head_dim: int, element_size: int) -> None:
         super().__init__(device)
-        programs = 2 * self.num_sms
-        tile_q = max(tile_sizes(head_dim, element_size, False)[0], group)
-        self._allocate((programs, tile_q), head_dim, programs)
+        tile_q, _, _, warps = tile_sizes(head_dim, element_size, False)
+        self.programs = self.num_sms * 8 // warps
+        tile_q = max(tile_q, next_power_of_2(group))
+        self._allocate((2 * self.programs, tile_q), head_dim, 2 * self.num_sms)
 
 
 def paged_decode(
@@ -108,14 +111,15 @@ def paged_decode(
         grid: tuple[int, ...] = num_rows, num_kv_heads, splits
     else:
         splits = _MAX_SPLITS
-        grid = (max(len(partial), min(num_rows * num_kv_heads, 2 * len(partial))),)
+        programs = 2 * scratch.num_sms
+        grid = (max(programs, min(num_rows * num_kv_heads, 2 * programs)),)
     tile_q, tile_k, stages, warps = tile_sizes(head_dim, query.element_size(), True)
     _decode_kernel[grid](
         query, kv_cache, block_table, seq_lens, out, partial, partial_lse, arrived,
         arrived if row_counts is None else row_counts,
         query.stride(0), query.stride(1), block_table.stride(0), scale, softcap or 0.0,
         HEADS=num_kv_heads, GROUP=group, HEAD_DIM=head_dim, BLOCK_SIZE=block_size, SPLITS=splits,
-        PROGRAMS=0 if row_counts is None else len(partial),
+        PROGRAMS=0 if row_counts is None else programs,
         TILE_Q=max(tile_q, next_power_of_2(group)), TILE_K=tile_k, TILE_D=next_power_of_2(head_dim),
         WINDOW=window or 0, SOFTCAP=softcap is not None, **pdl_of(query),
         num_stages=stages, num_warps=warps,
@@ -142,55 +146,79 @@ def paged_prefill(
     """
     num_tokens, num_heads, head_dim = query.shape
     _, _, num_kv_heads, block_size, _ = kv_cache.shape
-    num_rows = len(seq_lens) - first_row
+    num_rows, group = len(seq_lens) - first_row, num_heads // num_kv_heads
     tile_q, tile_k, stages, warps = tile_sizes(head_dim, query.element_size(), False)
-    partial, partial_lse, arrived = scratch.partial, scratch.partial_lse, scratch.arrived
-    programs = len(partial)
-    if row_counts is None:  # as the kernel counts them
-        tiles = (num_tokens - first_row + num_rows * (tile_q - 1)) // tile_q * num_heads
-        programs = tiles * min(max(programs // tiles, 1), _MAX_SPLITS)
-    _prefill_kernel[(programs,)](
-        query, kv_cache, block_table, query_start, seq_lens, out, partial, partial_lse, arrived,
-        query.stride(0), query.stride(1), out.stride(0), out.stride(1), block_table.stride(0),
-        seq_lens if row_counts is None else row_counts, first_row, num_rows, scale, softcap or 0.0,
-        HEADS=num_heads, GROUP=num_heads // num_kv_heads, HEAD_DIM=head_dim, BLOCK_SIZE=block_size,
-        PROGRAMS=len(partial), SPLITS=_MAX_SPLITS, LEAST_TILES=_LEAST_TILES,
-        TILE_Q=tile_q, TILE_K=tile_k, TILE_D=next_power_of_2(head_dim),
-        WINDOW=window or 0, SOFTCAP=softcap is not None, COUNTED=row_counts is not None,
-        num_stages=stages, num_warps=warps,
+    tile_q = max(tile_q, next_power_of_2(group))
+    # With so many tokens, in as few tiles as possible, more parts leave no fewer programs idle
+    least_tiles = (num_tokens - first_row) * num_kv_heads // (tile_q // group)
+    whole = 3 * least_tiles > 2 * scratch.programs
+    counts = first_row, num_rows, seq_lens if row_counts is None else row_counts
+    constants = {
+        "HEADS": num_kv_heads, "GROUP": group, "HEAD_DIM": head_dim, "TILE_Q": tile_q,
+        "TILE_K": tile_k, "TILE_D": next_power_of_2(head_dim), "PROGRAMS": scratch.programs,
+        "LEAST_TILES": _LEAST_TILES, "WINDOW": window or 0, "COUNTED": row_counts is not None,
+        **pdl_of(query),
+    }  # fmt: skip
+    _prefill_kernel[(scratch.programs,)](
+        query, kv_cache, block_table, query_start, seq_lens, out, scratch.partial,
+        scratch.partial_lse, query.stride(0), query.stride(1), out.stride(0), out.stride(1),
+        block_table.stride(0), *counts, 1 if whole else _MAX_SPLITS, scale, softcap or 0.0,
+        BLOCK_SIZE=block_size, SOFTCAP=softcap is not None, num_stages=stages, num_warps=warps,
+        **constants,
     )  # fmt: skip
+    if not whole:
+        _join_kernel[(_JOINING * scratch.num_sms,)](
+            query_start, seq_lens, out, scratch.partial, scratch.partial_lse, out.stride(0),
+            out.stride(1), *counts, SPLITS=_MAX_SPLITS, JOINED=_JOINED, **constants,
+        )  # fmt: skip
 
 
 @triton.jit
 def _attend_tile(
-    q, kv_head_base, table_row, start, limit, low, query_pos, acc, row_max, row_sum,
-    kv_block_stride, value_offset, scale, softcap,
+    q, side_base, tile, block, limit, low, query_pos, acc, row_max, row_sum,
+    scale, softcap, HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE_K: tl.constexpr, TILE_D: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Online softmax over keys [start, start + TILE_K) that lie in [low, limit)."""
-    key_pos = start + tl.arange(0, TILE_K)
+    """Online softmax, in powers of two, over the keys of a tile that lies in `block`s; MASKED: over
+    those that lie in [low, limit) and are seen, else all are."""
+    side: tl.constexpr = BLOCK_SIZE * HEAD_DIM
+    key_pos = tile * TILE_K + tl.arange(0, TILE_K)
     dims = tl.arange(0, TILE_D)
-    written = (key_pos >= low) & (key_pos < limit)
-    block = tl.load(table_row + key_pos // BLOCK_SIZE, mask=written, other=0).to(tl.int64)
-    rows = block * kv_block_stride + (key_pos % BLOCK_SIZE) * HEAD_DIM
-    inside = written[:, None] & (dims < HEAD_DIM)[None, :]
-    k = tl.load(kv_head_base + rows[:, None] + dims[None, :], mask=inside, other=0.0)
-    v = tl.load(kv_head_base + value_offset + rows[:, None] + dims[None, :], mask=inside, other=0.0)
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    within = (tl.arange(0, TILE_K) if TILE_K % BLOCK_SIZE == 0 else key_pos) % BLOCK_SIZE
+    rows = block.to(tl.int64) * (2 * HEADS * side) + within * HEAD_DIM
+    at = side_base + rows[:, None] + dims[None, :]
+    if MASKED:
+        written = (key_pos >= low) & (key_pos < limit)
+        inside = written[:, None] & (dims < HEAD_DIM)[None, :]
+        k = tl.load(at, mask=inside, other=0.0)
+        v = tl.load(at + HEADS * side, mask=inside, other=0.0)
+    elif TILE_D == HEAD_DIM:
+        k = tl.load(at)
+        v = tl.load(at + HEADS * side)
+    else:
+        inside = (dims < HEAD_DIM)[None, :]
+        k = tl.load(at, mask=inside, other=0.0)
+        v = tl.load(at + HEADS * side, mask=inside, other=0.0)
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+    factor = scale * 1.4426950408889634
     if SOFTCAP:
-        scores = softcap * (2.0 * tl.sigmoid(2.0 * scores / softcap) - 1.0)
-    seen = written[None, :] & (key_pos[None, :] <= query_pos[:, None])
-    if WINDOW > 0:
-        seen = seen & (key_pos[None, :] > query_pos[:, None] - WINDOW)
-    scores = tl.where(seen, scores, float("-inf"))
-    new_max = tl.maximum(row_max, tl.max(scores, axis=1))
-    finite_max = tl.where(new_max == float("-inf"), 0.0, new_max)
-    weights = tl.exp(scores - finite_max[:, None])
-    decay = tl.exp(row_max - finite_max)
+        scores = 2.0 * tl.sigmoid(2.0 * scale / softcap * scores) - 1.0
+        factor = softcap * 1.4426950408889634
+    if MASKED:
+        seen = written[None, :] & (key_pos[None, :] <= query_pos[:, None])
+        if WINDOW > 0:
+            seen = seen & (key_pos[None, :] > query_pos[:, None] - WINDOW)
+        scores = tl.where(seen, scores, float("-inf"))
+    new_max = tl.maximum(row_max, tl.max(scores, axis=1) * factor)
+    finite_max = new_max
+    if MASKED:
+        finite_max = tl.where(new_max == float("-inf"), 0.0, new_max)
+    weights = tl.exp2(scores * factor - finite_max[:, None])
+    decay = tl.exp2(row_max - finite_max)
     row_sum = row_sum * decay + tl.sum(weights, axis=1)
     acc = acc * decay[:, None]
-    acc = acc + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+    acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
     return acc, new_max, row_sum
 
 
@@ -334,126 +362,236 @@ def _decode_part(
                 tl.store(counter, 0)
 
 
-@triton.jit(do_not_specialize=["first_row", "num_rows"])
-def _prefill_kernel(
-    query, kv_cache, block_table, query_start, seq_lens, out, partial, partial_lse, arrived,
-    query_stride_t, query_stride_h, out_stride_t, out_stride_h, table_stride,
-    row_counts, first_row, num_rows, scale, softcap,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    PROGRAMS: tl.constexpr, SPLITS: tl.constexpr, LEAST_TILES: tl.constexpr,
-    TILE_Q: tl.constexpr, TILE_K: tl.constexpr, TILE_D: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, COUNTED: tl.constexpr,
+@triton.jit
+def _tiles_of(
+    query_start, row_counts, first_row, num_rows, most_splits, HEADS: tl.constexpr,
+    QUERIES: tl.constexpr, PROGRAMS: tl.constexpr, COUNTED: tl.constexpr,
 ):  # fmt: skip
-    """One program takes by turns: TILE_Q queries of one row and one of HEADS heads, and a split of
-    the keys, which are split for PROGRAMS programs. Row r's tiles start at number (its first token
-    + r * (TILE_Q - 1)) // TILE_Q, which leaves each row at least the tiles that it needs, and a
-    single one no more. The last tiles, which have most keys, come first.
-    """
+    """(first row, rows, tiles a head, parts of each): one part a program, or two where that leaves
+    fewer of them idle."""
     if COUNTED:
         first_row = tl.load(row_counts)
         num_rows = tl.load(row_counts + 1) - first_row
     tokens = tl.load(query_start + first_row + num_rows) - first_row
-    tiles = (tokens + num_rows * (TILE_Q - 1)) // TILE_Q
-    splits = _num_splits(tiles * HEADS, PROGRAMS, SPLITS)
-    for unit in loop(tl.program_id(0), tiles * HEADS * splits, tl.num_programs(0)):
-        _prefill_part(
-            query, kv_cache, block_table, query_start, seq_lens, out, partial, partial_lse, arrived,
-            query_stride_t, query_stride_h, out_stride_t, out_stride_h, table_stride,
-            first_row, num_rows, scale, softcap,
-            tiles - 1 - unit % tiles, (unit // tiles % HEADS).to(tl.int64),
-            unit // tiles // HEADS, splits,
-            HEADS, GROUP, HEAD_DIM, BLOCK_SIZE, LEAST_TILES, TILE_Q, TILE_K, TILE_D, WINDOW,
-            SOFTCAP,
-        )  # fmt: skip
+    tiles = (tokens + num_rows * (QUERIES - 1)) // QUERIES
+    one = PROGRAMS // tl.maximum(tiles * HEADS, 1)
+    two = 2 * PROGRAMS // tl.maximum(tiles * HEADS, 1)
+    splits = tl.maximum(tl.where(two > 2 * one, two, one), 1)
+    return first_row, num_rows, tiles, tl.minimum(splits, most_splits)
 
 
 @triton.jit
-def _prefill_part(
-    query, kv_cache, block_table, query_start, seq_lens, out, partial, partial_lse, arrived,
-    query_stride_t, query_stride_h, out_stride_t, out_stride_h, table_stride,
-    first_row, num_rows, scale, softcap, tile, head, split, splits,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    LEAST_TILES: tl.constexpr, TILE_Q: tl.constexpr, TILE_K: tl.constexpr, TILE_D: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
-):  # fmt: skip
-    """A tile, a head, one of `splits` of the keys, if there are LEAST_TILES tiles of keys for each.
-    The last one to arrive joins them, each weighted by its share of the softmax."""
+def _tile_row(query_start, first_row, num_rows, tile, QUERIES: tl.constexpr):
+    """(row, its first token, its tokens, the tile's number in it)."""
     left = 0
     right = num_rows
     while right - left > 1:
         middle = (left + right) // 2
         start = tl.load(query_start + first_row + middle) - first_row
-        if (start + middle * (TILE_Q - 1)) // TILE_Q <= tile:
+        if (start + middle * (QUERIES - 1)) // QUERIES <= tile:
             left = middle
         else:
             right = middle
     row = (first_row + left).to(tl.int64)
-    row_start = tl.load(query_start + row)
-    row_end = tl.load(query_start + row + 1)
-    number = tile - (row_start - first_row + left * (TILE_Q - 1)) // TILE_Q
-    query_len = row_end - row_start
-    if number * TILE_Q < query_len:
-        length = tl.load(seq_lens + row)
-        offsets = number * TILE_Q + tl.arange(0, TILE_Q)
-        dims = tl.arange(0, TILE_D)
-        mine = (offsets < query_len)[:, None] & (dims < HEAD_DIM)[None, :]
-        token = (row_start + offsets).to(tl.int64)
-        q = tl.load(
-            query + token[:, None] * query_stride_t + head * query_stride_h + dims[None, :],
-            mask=mine, other=0.0,
+    start = tl.load(query_start + row)
+    number = tile - (start - first_row + left * (QUERIES - 1)) // QUERIES
+    return row, start, tl.load(query_start + row + 1) - start, number
+
+
+@triton.jit
+def _tile_keys(
+    length, query_len, number, splits, QUERIES: tl.constexpr, TILE_K: tl.constexpr,
+    LEAST_TILES: tl.constexpr, WINDOW: tl.constexpr,
+):  # fmt: skip
+    """Which keys a tile needs: (first position, end, tiles of them in a part, parts)."""
+    first = length - query_len + number * QUERIES
+    limit = tl.minimum(length, first + QUERIES)
+    low = 0
+    if WINDOW > 0:
+        low = tl.maximum(first - WINDOW + 1, 0)
+    key_tiles = tl.cdiv(limit, TILE_K) - low // TILE_K
+    per_split = tl.maximum(tl.cdiv(key_tiles, splits), LEAST_TILES)
+    return low, limit, per_split, tl.cdiv(key_tiles, per_split)
+
+
+@triton.jit(do_not_specialize=["first_row", "num_rows", "most_splits"])
+def _prefill_kernel(
+    query, kv_cache, block_table, query_start, seq_lens, out, partial, partial_lse,
+    query_stride_t, query_stride_h, out_stride_t, out_stride_h, table_stride,
+    first_row, num_rows, row_counts, most_splits, scale, softcap,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    PROGRAMS: tl.constexpr, LEAST_TILES: tl.constexpr,
+    TILE_Q: tl.constexpr, TILE_K: tl.constexpr, TILE_D: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, COUNTED: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One program takes by turns: as many queries of one row as fill TILE_Q with the GROUP heads
+    that share one of HEADS KV heads, and a part of their keys. Row r's tiles of Q queries start at
+    number (its first token + r * (Q - 1)) // Q, which leaves each row at least the tiles that it
+    needs, and a single one no more. The last tiles, which have most keys, come first for one head
+    and last for the next, so that no program has the longest of each.
+    """
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+    first_row, num_rows, tiles, splits = _tiles_of(
+        query_start, row_counts, first_row, num_rows, most_splits, HEADS, TILE_Q // GROUP, PROGRAMS,
+        COUNTED,
+    )  # fmt: skip
+    for unit in loop(tl.program_id(0), tiles * HEADS * splits, tl.num_programs(0)):
+        _prefill_part(
+            query, kv_cache, block_table, query_start, seq_lens, out, partial, partial_lse,
+            query_stride_t, query_stride_h, out_stride_t, out_stride_h, table_stride,
+            first_row, num_rows, scale, softcap,
+            tl.where(unit // tiles % 2 == 0, tiles - 1 - unit % tiles, unit % tiles),
+            (unit // tiles % HEADS).to(tl.int64), unit // tiles // HEADS, splits,
+            HEADS, GROUP, HEAD_DIM, BLOCK_SIZE, LEAST_TILES, TILE_Q, TILE_K, TILE_D, WINDOW,
+            SOFTCAP,
         )  # fmt: skip
-        query_pos = length - query_len + offsets
-        limit = tl.minimum(length, length - query_len + (number + 1) * TILE_Q)
-        low = 0
-        if WINDOW > 0:
-            low = tl.maximum(length - query_len + number * TILE_Q - WINDOW + 1, 0)
-        first_tile = low // TILE_K
-        key_tiles = tl.cdiv(limit, TILE_K) - first_tile
-        per_split = tl.maximum(tl.cdiv(key_tiles, splits), LEAST_TILES)
-        active = tl.cdiv(key_tiles, per_split)
-        begin = first_tile + split * per_split
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def _prefill_part(
+    query, kv_cache, block_table, query_start, seq_lens, out, partial, partial_lse,
+    query_stride_t, query_stride_h, out_stride_t, out_stride_h, table_stride,
+    first_row, num_rows, scale, softcap, tile, kv_head, split, splits,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    LEAST_TILES: tl.constexpr, TILE_Q: tl.constexpr, TILE_K: tl.constexpr, TILE_D: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+):  # fmt: skip
+    """A tile, a KV head, one of `splits` parts of the keys, if there are LEAST_TILES tiles of keys
+    for each. `_join_kernel` joins the parts."""
+    QUERIES: tl.constexpr = TILE_Q // GROUP
+    row, row_start, query_len, number = _tile_row(query_start, first_row, num_rows, tile, QUERIES)
+    if number * QUERIES < query_len:
+        length = tl.load(seq_lens + row)
+        low, limit, per_split, active = _tile_keys(
+            length, query_len, number, splits, QUERIES, TILE_K, LEAST_TILES, WINDOW
+        )
         if split < active:
+            lines = tl.arange(0, TILE_Q)
+            offsets = number * QUERIES + lines // GROUP
+            dims = tl.arange(0, TILE_D)
+            mine = (offsets < query_len) & (lines < QUERIES * GROUP)
+            mine = mine[:, None] & (dims < HEAD_DIM)[None, :]
+            token = (row_start + offsets).to(tl.int64)
+            head = kv_head * GROUP + lines % GROUP
+            q = tl.load(
+                query + (token * query_stride_t + head * query_stride_h)[:, None] + dims[None, :],
+                mask=mine, other=0.0,
+            )  # fmt: skip
+            query_pos = length - query_len + offsets
+            begin = low // TILE_K + split * per_split
+            end = tl.minimum(begin + per_split, tl.cdiv(limit, TILE_K))
+            # Of all keys in tiles [whole, bound) every query sees each
+            bound = tl.minimum((length - query_len + number * QUERIES + 1) // TILE_K, end)
+            whole = begin
+            if WINDOW > 0:
+                whole = tl.maximum(tl.cdiv(limit - WINDOW, TILE_K), begin)
+            bound = tl.maximum(bound, whole)
             acc = tl.zeros([TILE_Q, TILE_D], tl.float32)
             row_max = tl.full([TILE_Q], float("-inf"), tl.float32)
             row_sum = tl.zeros([TILE_Q], tl.float32)
-            side = BLOCK_SIZE * HEAD_DIM
-            base = kv_cache + (head // GROUP) * side
-            value_offset = (HEADS // GROUP) * side
-            for key_tile in loop(begin, tl.minimum(begin + per_split, first_tile + key_tiles)):
+            base = kv_cache + kv_head * BLOCK_SIZE * HEAD_DIM
+            table_row = block_table + row * table_stride
+            keys = tl.arange(0, TILE_K)
+            block = tl.load(
+                table_row + (whole * TILE_K + keys) // BLOCK_SIZE, mask=whole < bound, other=0
+            )
+            for key_tile in loop(whole, bound):
+                # A tile ahead, so that no load of keys waits for one of addresses
+                ahead = (key_tile + 1) * TILE_K + keys
+                next_block = tl.load(
+                    table_row + ahead // BLOCK_SIZE, mask=ahead < limit, other=0
+                )
                 acc, row_max, row_sum = _attend_tile(
-                    q, base, block_table + row * table_stride, key_tile * TILE_K, limit, low,
-                    query_pos, acc, row_max, row_sum, 2 * value_offset, value_offset, scale,
-                    softcap, HEAD_DIM, BLOCK_SIZE, TILE_K, TILE_D, WINDOW, SOFTCAP,
+                    q, base, key_tile, block, limit, low, query_pos, acc, row_max, row_sum,
+                    scale, softcap, HEADS, HEAD_DIM, BLOCK_SIZE, TILE_K, TILE_D, WINDOW,
+                    SOFTCAP, False,
+                )  # fmt: skip
+                block = next_block
+            for other in loop(begin, end - (bound - whole)):
+                key_tile = tl.where(other < whole, other, other + bound - whole)
+                at = key_tile * TILE_K + keys
+                block = tl.load(
+                    table_row + at // BLOCK_SIZE, mask=(at >= low) & (at < limit), other=0
+                )
+                acc, row_max, row_sum = _attend_tile(
+                    q, base, key_tile, block, limit, low, query_pos, acc, row_max, row_sum,
+                    scale, softcap, HEADS, HEAD_DIM, BLOCK_SIZE, TILE_K, TILE_D, WINDOW,
+                    SOFTCAP, True,
                 )  # fmt: skip
             o = acc / tl.where(row_sum == 0.0, 1.0, row_sum)[:, None]
-            to = out + token[:, None] * out_stride_t + head * out_stride_h + dims[None, :]
             if active == 1:
+                to = out + (token * out_stride_t + head * out_stride_h)[:, None] + dims[None, :]
                 tl.store(to, o.to(out.dtype.element_ty), mask=mine)
             else:
-                counter = tile * HEADS + head
-                part_at = counter * splits * TILE_Q + tl.arange(0, TILE_Q)
-                own_at = part_at + split * TILE_Q
-                there = (dims < HEAD_DIM)[None, :]
-                tl.store(partial_lse + own_at, row_max + tl.log(row_sum))
-                tl.store(partial + own_at[:, None] * HEAD_DIM + dims[None, :], o, mask=there)
-                tl.debug_barrier()
-                if tl.atomic_add(arrived + counter, 1, sem="acq_rel") == active - 1:
-                    acc = tl.zeros([TILE_Q, TILE_D], tl.float32)
-                    row_max = tl.full([TILE_Q], float("-inf"), tl.float32)
-                    row_sum = tl.zeros([TILE_Q], tl.float32)
-                    for other in loop(0, active):
-                        from_at = part_at + other * TILE_Q
-                        lse = tl.load(partial_lse + from_at, cache_modifier=".cg")
+                line = ((tile * HEADS + kv_head) * splits + split) * TILE_Q + lines
+                tl.store(partial_lse + line, row_max + tl.log2(row_sum))
+                part_to = partial + line[:, None] * HEAD_DIM + dims[None, :]
+                tl.store(part_to, o, mask=(dims < HEAD_DIM)[None, :])
+
+
+@triton.jit(do_not_specialize=["first_row", "num_rows"])
+def _join_kernel(
+    query_start, seq_lens, out, partial, partial_lse, out_stride_t, out_stride_h,
+    first_row, num_rows, row_counts,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
+    PROGRAMS: tl.constexpr, SPLITS: tl.constexpr, LEAST_TILES: tl.constexpr, JOINED: tl.constexpr,
+    TILE_Q: tl.constexpr, TILE_K: tl.constexpr, TILE_D: tl.constexpr,
+    WINDOW: tl.constexpr, COUNTED: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """By turns, JOINED lines of a tile of `_prefill_kernel`: its parts, each weighted by its share
+    of the softmax. The last part's program alone would take as long as for its part.
+    """
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    QUERIES: tl.constexpr = TILE_Q // GROUP
+    PIECES: tl.constexpr = TILE_Q // JOINED
+    first_row, num_rows, tiles, splits = _tiles_of(
+        query_start, row_counts, first_row, num_rows, SPLITS, HEADS, QUERIES, PROGRAMS, COUNTED
+    )
+    pieces = tl.where(splits > 1, tiles * HEADS * PIECES, 0)
+    for piece in loop(tl.program_id(0), pieces, tl.num_programs(0)):
+        tile = piece // PIECES // HEADS
+        row, row_start, query_len, number = _tile_row(
+            query_start, first_row, num_rows, tile, QUERIES
+        )
+        if number * QUERIES < query_len:
+            low, limit, per_split, active = _tile_keys(
+                tl.load(seq_lens + row), query_len, number, splits, QUERIES, TILE_K, LEAST_TILES,
+                WINDOW,
+            )  # fmt: skip
+            if active > 1:
+                lines = piece % PIECES * JOINED + tl.arange(0, JOINED)
+                parts = tl.arange(0, SPLITS)
+                dims = tl.arange(0, TILE_D)
+                first_at = piece // PIECES * splits * TILE_Q + lines
+                lse = tl.load(
+                    partial_lse + first_at[:, None] + parts[None, :] * TILE_Q,
+                    mask=(parts < active)[None, :], other=float("-inf"),
+                )  # fmt: skip
+                most = tl.max(lse, axis=1)
+                most = tl.where(most == float("-inf"), 0.0, most)
+                total = tl.sum(tl.exp2(lse - most[:, None]), axis=1)
+                mean = tl.zeros([JOINED, TILE_D], tl.float32)
+                for some in loop(0, active, 8):
+                    for one in tl.static_range(8):  # whose loads need not wait for each other
+                        at = first_at + (some + one) * TILE_Q
+                        there = some + one < active
+                        share = tl.load(partial_lse + at, mask=there, other=float("-inf"))
                         part = tl.load(
-                            partial + from_at[:, None] * HEAD_DIM + dims[None, :],
-                            mask=there, other=0.0, cache_modifier=".cg",
+                            partial + at[:, None] * HEAD_DIM + dims[None, :],
+                            mask=there & (dims < HEAD_DIM)[None, :], other=0.0,
                         )  # fmt: skip
-                        new_max = tl.maximum(row_max, lse)
-                        finite_max = tl.where(new_max == float("-inf"), 0.0, new_max)
-                        share, decay = tl.exp(lse - finite_max), tl.exp(row_max - finite_max)
-                        acc = acc * decay[:, None] + part * share[:, None]
-                        row_sum = row_sum * decay + share
-                        row_max = new_max
-                    o = acc / tl.where(row_sum == 0.0, 1.0, row_sum)[:, None]
-                    tl.store(to, o.to(out.dtype.element_ty), mask=mine)
-                    tl.store(arrived + counter, 0)
+                        mean += part * tl.exp2(share - most)[:, None]
+                mean = mean / tl.where(total == 0.0, 1.0, total)[:, None]
+                offsets = number * QUERIES + lines // GROUP
+                token = (row_start + offsets).to(tl.int64)
+                head = piece // PIECES % HEADS * GROUP + lines % GROUP
+                mine = (offsets < query_len) & (lines < QUERIES * GROUP)
+                tl.store(
+                    out + (token * out_stride_t + head * out_stride_h)[:, None] + dims[None, :],
+                    mean.to(out.dtype.element_ty), mask=mine[:, None] & (dims < HEAD_DIM)[None, :],
+                )  # fmt: skip
