@@ -252,18 +252,29 @@ def test_a_queue_behind_one_decode_gets_on(
     assert limited < 3 * unlimited
 
 
+# Milliseconds of a step with a part of a prompt beside eight decodes, Qwen3-0.6B on an H200, by the
+# tokens that its graph is padded to, at contexts of 2k, 6k, ... 30k; 0.91 without the part
+MEASURED = {
+    64: (1.91, 2.33, 2.57, 2.76, 2.97, 3.13, 3.31, 3.46),
+    96: (1.97, 2.40, 2.62, 2.82, 2.97, 3.17, 3.31, 3.45),
+    192: (2.04, 2.35, 2.61, 2.85, 3.10, 3.36, 3.60, 3.85),
+    256: (2.40, 2.75, 3.19, 3.57, 3.91, 4.29, 4.64, 4.98),
+    384: (2.32, 2.84, 3.32, 3.85, 4.35, 4.84, 5.31, 5.82),
+    640: (3.17, 4.06, 5.05, 6.04, 7.01, 7.95, 8.93, 9.88),
+    1280: (4.71, 6.30, 8.29, 10.28, 12.33, 14.34, 16.39, 18.45),
+}
+
+
 class Card(Machine):
-    """As an H200 with a model of 0.6B may be: steps are padded to the sizes of captured graphs;
-    above 512 tokens the host launches layer by layer, above 2048 kernel by kernel, and the device
-    waits for it; attention takes tiles of 64 queries, splits their keys for 264 programs, and two
-    programs of a multiprocessor slow each other down. Prompts add `mixed` seconds whatever they
-    hold. A step of decodes takes `alone`."""
+    """An H200 with a model of 0.6B, or one like it whose steps all take longer: `alone` seconds
+    without a prompt. Steps are padded to the sizes of captured graphs; above 2,048 tokens the host
+    launches kernel by kernel, and the device waits for it."""
 
     SIZES = (16, 32, 64, 96, 128, 192, 256, 384, 512, 640, 768, 1024, 1280, 1536, 1792, 2048)
 
-    def __init__(self, alone: float, mixed: float, believed: float, seed: int) -> None:
+    def __init__(self, alone: float, believed: float, seed: int) -> None:
         super().__init__(True, believed=believed)
-        self.alone, self.mixed, self.rng = alone, mixed, random.Random(seed)
+        self.alone, self.rng = alone, random.Random(seed)
 
     def work(self, decodes: int, start: int, count: int) -> tuple[float, float]:
         """Seconds of the host's launches and of the device, with one part of a prompt."""
@@ -271,22 +282,12 @@ class Card(Machine):
             return 0.15e-3, self.alone
         tokens = decodes + count
         size = next((size for size in self.SIZES if size >= tokens), tokens)
-        products = self.alone + self.mixed + max(0.4e-3, 2.2e-6 * size) - 0.4e-3
-        if tokens <= 512:
-            return 0.6e-3, products + self.attention(start, count)
-        reads = count * (start + count / 2)
-        return 4.5e-3 if tokens <= 2048 else 8e-3, products + 0.46e-9 * reads
-
-    def attention(self, start: int, count: int) -> float:
-        splits = min(max(264 // (16 * -(-count // 64)), 1), 32)
-        units: list[int] = []
-        for first in range(0, count, 64):
-            keys = -(-(start + min(first + 64, count)) // 64)
-            each = max(-(-keys // splits), 4)
-            units += [min(each, keys - at) for at in range(0, keys, each)]
-        shared = 16 * len(units) > 132
-        longest = max(16 * sum(units) / (264 if shared else 132), max(units))
-        return 28 * (6e-6 + longest * (2.24e-6 if shared else 1.4e-6))
+        contexts = np.arange(2048, PROMPT, 4096)
+        at = [np.interp(start + count / 2, contexts, row) for row in MEASURED.values()]
+        sizes = np.array(list(MEASURED))
+        milliseconds = np.interp(size, sizes, at) * max(size / sizes[-1], 1)
+        host = 0.6e-3 if tokens <= 2048 else 8e-3
+        return host, self.alone + (milliseconds - 0.91) / 1e3
 
     def step(self) -> None:
         plan, scheduler = self.scheduler.schedule(), self.scheduler
@@ -339,20 +340,18 @@ class Card(Machine):
 
 
 @pytest.mark.parametrize("believed", [1 / 2600, 1 / 5200, 1 / 10400])
-@pytest.mark.parametrize(
-    ("alone", "mixed"), [(0.95e-3, 0.15e-3), (0.95e-3, 0.8e-3), (2.5e-3, 0.8e-3), (4e-3, 0.3e-3)]
-)
+@pytest.mark.parametrize("alone", [0.91e-3, 2.5e-3, 4e-3])
 def test_on_a_card_the_longest_parts_are_found_that_hold_up_no_decode(
-    alone: float, mixed: float, believed: float
+    alone: float, believed: float
 ) -> None:
     """Though times jump from one size to the next, and grow with the context."""
-    card = Card(alone, mixed, believed, seed=5)
+    card = Card(alone, believed, seed=5)
     for wire_id in range(8):
         card.send(wire_id, 100, 20_000)
     for _ in range(100):
         card.step()
     seconds, longest = card.best(2.5 * alone)
-    limit = 3.3 * alone if longest < 3 * alone else 1.4 * longest
+    limit = 3.3 * alone if longest < 3 * alone else 1.65 * longest
     first, *others = [card.gaps(wire_id) for wire_id in (8, 9, 10)]
     assert np.percentile(first, 98) < 1.1 * limit  # it has to be learnt
     assert np.percentile(np.concatenate(others), 99) < limit
