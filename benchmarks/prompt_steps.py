@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llmserve.scheduler.cost import Room, StepCosts, _level
+from llmserve.scheduler.cost import Room, StepCosts, _level, _size_of
 from tests.helpers.engine import Engine
 
 
@@ -54,8 +54,7 @@ class Costs(StepCosts):
     def predict(self, num_decodes: int, start: int, count: int) -> float:
         """Seconds of a step with that part of a prompt; 0 while nothing is known."""
         weight = self.weight(start, count)
-        bits = (num_decodes + count - 1).bit_length()
-        size = self._nearest(bits, _level(weight / count))
+        size = self._nearest(_size_of(num_decodes + count), _level(weight / count))
         return self._alone(num_decodes) + size.rate * weight if size else 0.0
 
     def observe(self, num_decodes: int, tokens: int, weight: float, seconds: float) -> None:

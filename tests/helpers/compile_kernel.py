@@ -11,7 +11,7 @@ from triton.compiler import ASTSource
 from llmserve.kernels.paged_attention import SHARED_MEMORY_LIMIT
 
 ARCHITECTURES = (90, 120)
-_SHARED_MEMORY = {90: 232_448, 120: SHARED_MEMORY_LIMIT}  # bytes a block, CUDA C++ programming guide
+_SHARED_MEMORY = {90: 232_448, 120: SHARED_MEMORY_LIMIT}  # bytes a block, CUDA guide
 
 
 def compile_for(

@@ -127,7 +127,7 @@ def test_the_limit_is_kept_in_milliseconds() -> None:
 def test_a_prompt_gets_on_where_nothing_fits() -> None:
     steps = Machine(costs=True, most=ALONE / 2).prefill()
     counts = [tokens for tokens, _ in steps[2:-1]]
-    assert set(counts) == {64, 192} and counts.count(192) < 4  # of a larger size one is tried
+    assert set(counts) == {88, 120} and counts.count(120) < 4  # of a larger size one is tried
 
 
 def test_a_limit_below_a_step_of_decodes_is_none_that_can_be_kept() -> None:
@@ -136,7 +136,7 @@ def test_a_limit_below_a_step_of_decodes_is_none_that_can_be_kept() -> None:
     for start in range(0, 6400, 64):
         tokens = costs.room(4, start).tokens
         costs.observe(4, tokens, costs.weight(start, tokens), 0.1 + 1e-6 * tokens)
-        assert tokens in (64, 192)
+        assert tokens in (92, 124)
 
 
 def test_prompts_alone_are_not_split() -> None:
@@ -165,13 +165,16 @@ def test_stalls_say_nothing() -> None:
     for seconds in [0.001] * 8 + [5.0] * 7:
         costs.observe(4, 0, 0, seconds)
     given = [costs.room(4, 0).tokens for _ in range(3)]
-    assert given == [192, 64, 64]  # nothing is known of prompts: one step tries
-    for seconds in [0.0014, 9.0, 0.0015, 7.0, 0.0016]:  # 3.1 us a token
-        costs.observe(4, 192, 192, seconds)
-    assert [costs.room(4, 0).tokens for _ in range(3)] == [384, 192, 192]  # a larger size
-    for seconds in [0.0025, 9.0, 0.0024, 7.0, 0.0026]:  # 4 us a token
-        costs.observe(4, 400, 400, seconds)
-    assert costs.room(4, 0).tokens == 320
+    assert given == [92] * 3  # nothing is known of prompts
+    for seconds in [0.0014, 9.0, 0.0015, 7.0, 0.0016]:
+        costs.observe(4, 92, 92, seconds)
+    assert [costs.room(4, 0).tokens for _ in range(3)] == [124, 92, 92]  # a larger size, once
+    for seconds in [0.0017, 9.0, 0.0018, 7.0, 0.0019]:
+        costs.observe(4, 124, 124, seconds)
+    assert costs.room(4, 0).tokens == 188
+    for seconds in [0.0025, 9.0, 0.0024, 7.0, 0.0026]:  # more than 2.4 ms
+        costs.observe(4, 188, 188, seconds)
+    assert costs.room(4, 0).tokens == 124
 
 
 def test_beside_numbers_of_decodes_that_were_not_seen_alone_a_step_has_no_prompts() -> None:
@@ -199,11 +202,12 @@ def test_sizes_that_are_run_in_another_way_are_tried_once_and_left() -> None:
         slow = 10 if tokens[-1] + 4 > 512 else 1
         costs.observe(4, tokens[-1], tokens[-1], 0.001 + 1e-6 * tokens[-1] * slow)
     assert sum(n > 512 for n in tokens) == 1
-    assert np.median(tokens) == 448
+    assert np.median(tokens) == 508
 
 
 def _fixed(step: int) -> tuple[float, float]:
-    return 4e-3, 1.0
+    """A bit more than an H200 needs whatever the prompt."""
+    return 1.5e-3, 1.0
 
 
 def _slow_start(step: int) -> tuple[float, float]:

@@ -191,7 +191,11 @@ def _step_costs(
     full = [spec for spec in facts.kv_specs if isinstance(spec, FullAttentionSpec)]
     attention = 2 * heads * sum(spec.head_dim for spec in full)
     weights = facts.weight_bytes / full[0].dtype_bytes if full else 0
-    return StepCosts(most / 1000 if most else None, attention / weights if weights else 0.0)
+    return StepCosts(
+        most / 1000 if most else None,
+        attention / weights if weights else 0.0,
+        least=32 if config.device.device == "cpu" else 64,
+    )
 
 
 def _size_cache(

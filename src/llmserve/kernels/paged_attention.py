@@ -501,9 +501,7 @@ def _prefill_part(
             for key_tile in loop(whole, bound):
                 # A tile ahead, so that no load of keys waits for one of addresses
                 ahead = (key_tile + 1) * TILE_K + keys
-                next_block = tl.load(
-                    table_row + ahead // BLOCK_SIZE, mask=ahead < limit, other=0
-                )
+                next_block = tl.load(table_row + ahead // BLOCK_SIZE, mask=ahead < limit, other=0)
                 acc, row_max, row_sum = _attend_tile(
                     q, base, key_tile, block, limit, low, query_pos, acc, row_max, row_sum,
                     scale, softcap, HEADS, HEAD_DIM, BLOCK_SIZE, TILE_K, TILE_D, WINDOW,

@@ -9,10 +9,8 @@ from statistics import median_high
 
 import msgspec
 
-_TIMES = 2.5  # a step without prompts; some take longer than was foreseen and stay under 3
-_FEW = 3  # times `least`: where no more fit, a step may take longer:
-_SHARE = 1.75  # times one with the fewest tokens
-_WORTH = 0.45  # and no more than this power of how much heavier than that it is
+_TIMES = 2.4  # a step without prompts; some take longer than was foreseen and stay under 3
+_WORTH = 0.2  # or than one with the fewest tokens by this power of how much heavier it is
 _DECODES, _PROMPTS = 15, 5  # steps of a size that are remembered
 _PATIENCE = 4  # steps until a size is tried again: what it took is not known before
 _AGE = 256  # steps after which a size is tried again
@@ -30,10 +28,11 @@ _ANY = Room(1 << 40, 1e12)
 
 
 class _Size:
-    """What is known of steps with up to a power of two of tokens, some of them of prompts."""
+    """What is known of steps with about so many tokens, some of them of prompts."""
 
     def __init__(self) -> None:
         self.steps: deque[tuple[float, float]] = deque(maxlen=_PROMPTS)  # seconds, weight
+        self.longer = 0.0  # seconds that the middle one took more than one without prompts
         self.rate = 0.0  # seconds for a unit of weight, in the middle one
         self.seen = 0  # number of the last
 
@@ -49,10 +48,10 @@ class StepCosts:
     what does not depend on the tokens is a smaller part of them. A size that is not known is tried
     where the next smaller one is short enough. All are medians: a stall says nothing.
 
-    `most` seconds may a step take; None is 2.5 times the one without prompts. Where next to nothing
+    `most` seconds may a step take; None is 2.4 times the one without prompts. Where next to nothing
     fits into that, because much of a step with prompts does not depend on their tokens, they would
     hardly get on, and a step may take longer if that gains much. The first prompt gets on by
-    `least` tokens, whatever they cost: kernels work on tiles of so many.
+    `least` tokens or a few more, whatever they cost: kernels work on tiles of so many.
     """
 
     def __init__(self, most: float | None, context_cost: float, least: int = 64) -> None:
@@ -62,9 +61,9 @@ class StepCosts:
         self._decodes: defaultdict[int, deque[float]] = defaultdict(lambda: deque(maxlen=_DECODES))
         self._times: dict[int, float] = {}  # their medians, as far as they were asked for
         self._waited: dict[int, int] = {}  # number of the step without prompts, for their sake
-        # By bits of the most tokens, and level
+        # By number and level
         self._sizes: defaultdict[tuple[int, int], _Size] = defaultdict(_Size)
-        self._tried: dict[int, int] = {}  # number of the step, by bits
+        self._tried: dict[int, int] = {}  # number of the step, by that of the size
         self._num_prompts = self._num_rooms = 0  # steps
 
     def weight(self, start: int, count: int) -> float:
@@ -92,54 +91,55 @@ class StepCosts:
         return Room(tokens, self.weight(start, tokens) * (1 + 1e-9))
 
     def _tokens(self, num_decodes: int, start: int, alone: float) -> int:
-        """A multiple of `least`. Goes up from size to size, as long as they are short enough."""
-        tokens = least = self.least
-        limit, light = max(self._most or _TIMES * alone, alone), self.weight(start, least)
-        first, level = (num_decodes + least - 1).bit_length(), _level(light / least)
-        fewest = self._sizes.get((first, level)) or self._sizes.get((first - 1, level))
-        is_beyond = False
-        for bits in itertools.count(first):
-            top = ((1 << bits) - num_decodes) // least * least
-            if top <= tokens:
-                continue
-            size = self._nearest(bits, level)
+        """Goes up from size to size, as long as they are short enough."""
+        limit, first = max(self._most or _TIMES * alone, alone), _size_of(num_decodes + self.least)
+        tokens = least = _most_of(first) - num_decodes
+        light = self.weight(start, least)
+        level = _level(light / least)
+        for number in itertools.count(first):
+            top = _most_of(number) - num_decodes
+            size = self._nearest(number, level)
             if size is None:
-                return min(max(2 * tokens, 3 * least), top) if self._may_try(bits) else tokens
-            fits = min(self.fit(start, (limit - alone) / size.rate) // least * least, top)
-            if fits > tokens:
-                tokens = fits
-            elif self._most or (tokens > _FEW * least and not is_beyond):
-                break
-            elif fewest is None or self._is_old(fewest):
-                return least
-            else:
-                shortest, heavy = alone + fewest.rate * light, self.weight(start, top)
-                longest = shortest * min(_SHARE, (heavy / light) ** _WORTH)
-                if alone + size.rate * heavy > longest:
+                return top if self._may_try(number) else tokens
+            heavy = self.weight(start, top)
+            seconds = alone + size.rate * heavy
+            if seconds > limit and number > first:
+                if (
+                    self._known(number, level) is None
+                    and alone + size.longer <= limit  # it was, at less context
+                    and self._may_try(number)
+                ):
+                    return top
+                if self._most:
                     break
-                tokens, is_beyond = top, True
-            if tokens < top:
-                break
+                fewest = self._known(first, level)
+                if fewest is None:
+                    return least
+                if seconds > (alone + fewest.rate * light) * (heavy / light) ** _WORTH:
+                    break
+            tokens = top
         return tokens
 
-    def _nearest(self, bits: int, level: int) -> _Size | None:
+    def _known(self, number: int, level: int) -> _Size | None:
+        """If it was seen lately at about this context."""
+        size = self._sizes.get((number, level))
+        return None if size is None or self._num_prompts - size.seen >= _AGE else size
+
+    def _nearest(self, number: int, level: int) -> _Size | None:
         """As it was seen lately at about this context or at less of it, where it takes no longer
         than here."""
         known = [
             (abs(near - level), near, size)
             for near in range(level + _NEAR)
-            if (size := self._sizes.get((bits, near))) is not None and not self._is_old(size)
+            if (size := self._known(number, near)) is not None
         ]
         return min(known)[2] if known else None
 
-    def _may_try(self, bits: int) -> bool:
-        if self._num_prompts - self._tried.get(bits, -_PATIENCE) < _PATIENCE:
+    def _may_try(self, number: int) -> bool:
+        if self._num_prompts - self._tried.get(number, -_PATIENCE) < _PATIENCE:
             return False
-        self._tried[bits] = self._num_prompts
+        self._tried[number] = self._num_prompts
         return True
-
-    def _is_old(self, size: _Size) -> bool:
-        return self._num_prompts - size.seen >= _AGE
 
     def observe(self, num_decodes: int, tokens: int, weight: float, seconds: float) -> None:
         """A step took `seconds`, with so many tokens of prompts, of that weight."""
@@ -148,12 +148,11 @@ class StepCosts:
             self._times.clear()
         elif alone := self._alone(num_decodes):
             self._num_prompts += 1
-            bits = (num_decodes + tokens - 1).bit_length()
-            size = self._sizes[bits, _level(weight / tokens)]
+            size = self._sizes[_size_of(num_decodes + tokens), _level(weight / tokens)]
             size.seen = self._num_prompts
             size.steps.append((max(seconds - alone, 1e-9), weight))
-            longer, heavy = median_high(size.steps)
-            size.rate = longer / heavy
+            size.longer, heavy = median_high(size.steps)
+            size.rate = size.longer / heavy
 
     def _alone(self, num_decodes: int) -> float:
         """Seconds of a step of decodes, of the nearest size that was seen; 0 where none was."""
@@ -170,6 +169,18 @@ def _rounded(num_rows: int) -> int:
     """A number that grows by one with each quarter of a power of two."""
     bits = num_rows.bit_length()
     return num_rows if bits < 3 else 4 * bits - 8 + (num_rows >> bits - 3 & 3)
+
+
+def _size_of(tokens: int) -> int:
+    """The first of 2, 3, 4, 6, 8, 12, ... that is as large, by number: graphs are captured for
+    about such numbers of tokens, and steps padded to them."""
+    bits = max(tokens - 1, 1).bit_length() - 1
+    return 2 * bits - (tokens > 1 and 2 * tokens <= 3 << bits)
+
+
+def _most_of(size: int) -> int:
+    """Tokens."""
+    return (2 + size % 2) << size // 2
 
 
 def _level(density: float) -> int:
