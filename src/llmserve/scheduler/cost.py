@@ -128,12 +128,11 @@ class StepCosts:
     def _nearest(self, number: int, level: int) -> _Size | None:
         """As it was seen lately at about this context or at less of it, where it takes no longer
         than here."""
-        known = [
-            (abs(near - level), near, size)
-            for near in range(level + _NEAR)
-            if (size := self._known(number, near)) is not None
-        ]
-        return min(known)[2] if known else None
+        for distance in range(max(level + 1, _NEAR)):
+            for near in (level - distance, level + distance)[: 1 + (distance < _NEAR)]:
+                if (size := self._known(number, near)) is not None:
+                    return size
+        return None
 
     def _may_try(self, number: int) -> bool:
         if self._num_prompts - self._tried.get(number, -_PATIENCE) < _PATIENCE:
