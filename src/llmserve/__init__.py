@@ -5,6 +5,15 @@
 Nothing is imported here: what a program does about signals (`__main__`) comes right after.
 """
 
+TYPE_CHECKING = False  # type checkers know the name; typing's would be an import
+if TYPE_CHECKING:
+    from llmserve.core.outputs import CompletionOutput, RequestOutput
+    from llmserve.core.sampling_params import SamplingParams
+    from llmserve.core.structured_outputs import StructuredOutputsParams
+    from llmserve.frontend.async_llm import AsyncLLM
+    from llmserve.frontend.beam_search import BeamSearchParams
+    from llmserve.frontend.llm import LLM
+
 __version__: str
 
 _LAZY = {
@@ -28,15 +37,17 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    """Imports public names at first use, so that `import llmserve` costs nothing."""
-    if name == "__version__":
-        return _version()
-    if name in _LAZY:
-        from llmserve.utils.registry import load
+if not TYPE_CHECKING:  # else any other name would be an object too
 
-        return load(_LAZY[name])
-    raise AttributeError(f"module 'llmserve' has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        """Imports public names at first use, so that `import llmserve` costs nothing."""
+        if name == "__version__":
+            return _version()
+        if name in _LAZY:
+            from llmserve.utils.registry import load
+
+            return load(_LAZY[name])
+        raise AttributeError(f"module 'llmserve' has no attribute {name!r}")
 
 
 def _version() -> str:
