@@ -52,7 +52,7 @@ def serve(folder: Path, port: int, servers: int) -> None:
     )  # fmt: skip
     config = ServerConfig(port=port, api_server_count=servers, disable_uvicorn_access_log=True)
     with listen(config) as sock:
-        Supervisor(engine, config, sock).run()
+        Supervisor(engine, config, sock, []).run()
 
 
 class Client(asyncio.Protocol):
