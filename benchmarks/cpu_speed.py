@@ -69,9 +69,7 @@ def _llmserve(model: str, dtype: str, threads: int) -> Callable[[int], None]:
     )
 
     def run(batch: int) -> None:
-        outputs = llm.generate(
-            [{"prompt_token_ids": ids} for ids in _prompts(batch)], params, use_tqdm=False
-        )
+        outputs = llm.generate(_prompts(batch), params, use_tqdm=False)
         assert all(len(output.outputs[0].token_ids) == OUTPUT_LEN for output in outputs)
 
     return run

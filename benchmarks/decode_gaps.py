@@ -63,8 +63,9 @@ async def _streams(url: str, model: str, count: int, tokens: int, end: Connectio
     tasks = []
     for number, mine in enumerate(arrivals, 1):
         length = max(tokens * number // count, 2)
-        bodies = [_body(model, 100, most, draw) for most in (length, tokens)]
-        tasks.append(asyncio.create_task(_stream(parts.hostname, parts.port, *bodies, mine)))
+        first, others = (_body(model, 100, most, draw) for most in (length, tokens))
+        stream = _stream(parts.hostname, parts.port, first, others, mine)
+        tasks.append(asyncio.create_task(stream))
     await asyncio.get_running_loop().run_in_executor(None, end.recv)
     for task in tasks:
         task.cancel()

@@ -2,11 +2,11 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """Rates and waiting times of vLLM's or llmserve's server under streamed load, on dummy weights.
 
-    python benchmarks/http_load.py ENGINE SHAPE RESULTS     appends to RESULTS what is not in it
+    python -m benchmarks.http_load ENGINE SHAPE RESULTS     appends to RESULTS what is not in it
 
 Closed loop: so many streams to /v1/completions, each a random prompt of 128 tokens and 256 tokens
 of greedy answer, from several client processes, so that the client is not what is measured. A
-stream counts only if its usage names all tokens. `offline.py table` prints the records.
+stream counts only if its usage names all tokens. `offline table` prints the records.
 """
 
 import asyncio
@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from offline import SHAPES, card, version
 from tokenizers import Tokenizer, decoders, models
+
+from benchmarks.offline import SHAPES, card, version
 
 INPUT, OUTPUT = 128, 256
 LOADS = {1: 8, 32: 256, 256: 1024}  # streams: requests

@@ -2,9 +2,9 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """Offline rates of vLLM or llmserve by the `LLM` interface that both have, on dummy weights.
 
-    python benchmarks/offline.py run ENGINE SHAPE RESULTS     appends to RESULTS what is not in it
-    python benchmarks/offline.py long ENGINE SHAPE RESULTS    the same for contexts of 32k
-    python benchmarks/offline.py table RESULTS                both engines side by side
+    python -m benchmarks.offline run ENGINE SHAPE RESULTS     appends to RESULTS what is not in it
+    python -m benchmarks.offline long ENGINE SHAPE RESULTS    the same for contexts of 32k
+    python -m benchmarks.offline table RESULTS                both engines side by side
 
 bfloat16, greedy unless the workload says otherwise, random prompts, no prefix cache; the best of
 two runs. A result is one JSON line with the card and the engine's version, so an interrupted run
@@ -181,8 +181,8 @@ def table(results: Path) -> None:
     """Rates, times and ratios; rows that one engine has alone are left out."""
     rates: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
     for record in map(json.loads, results.read_text().splitlines()):
-        key = (record["card"], record["shape"], record["workload"])
-        rates.setdefault(key, {})[record["engine"]] = record
+        row = (record["card"], record["shape"], record["workload"])
+        rates.setdefault(row, {})[record["engine"]] = record
     print("| card | shape | workload | vllm tok/s | llmserve tok/s | ratio |")
     print("|---|---|---|---|---|---|")
     for (name, shape, workload), by in rates.items():

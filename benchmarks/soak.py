@@ -85,7 +85,7 @@ class Soak:
 
     def spoil(self, body: dict[str, Any], number: int) -> None:
         """Makes it a bad one."""
-        wrong = [
+        wrong: list[dict[str, Any]] = [
             {"prompt": [5, 10**6 + number]}, {"temperature": -1}, {"max_tokens": -number - 1},
             {"model": f"none-{number}"}, {"prompt": [1] * 3000}, {"logit_bias": {"999999": 1}},
             {"n": 0}, {"cache_salt": "s" * 200},

@@ -8,23 +8,23 @@
 set -euo pipefail
 results=${1:?file for the results}
 shift
-here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$(dirname "$0")/.." && pwd)
 shapes=("${@:-qwen3-0.6b}")
 nvidia-smi --query-gpu=name,clocks.sm,clocks.mem,driver_version --format=csv,noheader || true
 
 with() { # ENGINE COMMAND...: runs the engine's Python
   local engine=$1 python=PYTHON_${1^^} path=PATH_${1^^}
   shift
-  PYTHONPATH=${!path:-${PYTHONPATH:-}} timeout "${LIMIT:-580}" "${!python:-python3}" "$@"
+  PYTHONPATH=$root:${!path:-${PYTHONPATH:-}} timeout "${LIMIT:-580}" "${!python:-python3}" "$@"
 }
 
 for shape in "${shapes[@]}"; do
   for engine in vllm llmserve; do
-    for part in "offline.py run" http_load.py "offline.py long"; do
+    for part in "offline run" http_load "offline long"; do
       # shellcheck disable=SC2086
-      with "$engine" "$here"/$part "$engine" "$shape" "$results" >"$results.$engine.log" 2>&1 ||
+      with "$engine" -m benchmarks.$part "$engine" "$shape" "$results" >"$results.$engine.log" 2>&1 ||
         echo "$part $engine $shape ended with $?: see $results.$engine.log"
     done
   done
 done
-python3 "$here/offline.py" table "$results"
+PYTHONPATH=$root python3 -m benchmarks.offline table "$results"

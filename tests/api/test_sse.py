@@ -132,7 +132,7 @@ async def test_a_bug_in_the_middle_of_a_stream_ends_it_with_a_plain_error(
     written = ChatWriter.events
 
     def events_then_bug(writer: ChatWriter, deltas: list[Delta]) -> bytes:
-        if writer._begun:
+        if writer._num_begun:
             raise ZeroDivisionError("a secret path")
         return written(writer, deltas)
 

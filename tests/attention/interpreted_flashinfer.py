@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llmserve.attention import flashinfer as module
-from llmserve.attention.base import AttentionMetadata
+from llmserve.attention.base import AttentionMetadata, AttentionShape
 from llmserve.attention.flashinfer import FlashInferAttention
 from llmserve.attention.torch_sdpa import TorchAttention
 from tests.helpers.paged import CASES, make_case
@@ -20,6 +20,8 @@ CPU = torch.device("cpu")
 
 class _Wrapper:
     """The calls of BatchPrefillWithPagedKVCacheWrapper that are made, by what they are told."""
+
+    shape: AttentionShape
 
     def __init__(self, workspace: torch.Tensor, layout: str, backend: str) -> None:
         assert (layout, backend) == ("HND", "fa3")

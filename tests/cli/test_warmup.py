@@ -41,6 +41,7 @@ def test_the_card_that_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ended: list[str] = []
+    config: Any = None
 
     class Core:
         def shutdown(self) -> None:
@@ -53,7 +54,6 @@ def test_the_card_that_is_there(
         compilations().found.update(("by", "there"))
         return Core(), None
 
-    config: Any = None
     folder = str(write_dummy_model(tmp_path))
     info = DeviceInfo("cuda", "Card 1", 9, 1 << 30, True, 0)
     monkeypatch.setattr(warmup, "detect", lambda requested: info)

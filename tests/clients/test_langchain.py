@@ -68,7 +68,7 @@ def test_logprobs(chat: Chat) -> None:
 
 async def test_async(common: dict[str, Any]) -> None:
     async with httpx.AsyncClient() as client:
-        model = ChatOpenAI(**common, http_async_client=client, temperature=0, max_tokens=6)
+        model = ChatOpenAI(**common, http_async_client=client, temperature=0, max_tokens=6)  # type: ignore[call-arg]
         text = (await model.ainvoke(MESSAGES)).content
         parts = [chunk.content async for chunk in model.astream(MESSAGES)]
     assert "".join(str(part) for part in parts) == text

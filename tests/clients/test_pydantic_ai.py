@@ -3,7 +3,7 @@
 """Everyday operations of pydantic-ai."""
 
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import openai
 import pytest
@@ -26,7 +26,7 @@ def agent(model: OpenAIChatModel, **settings: Any) -> Agent:
     return Agent(
         model,
         instructions="Be brief.",
-        model_settings=ModelSettings(max_tokens=8, **settings),
+        model_settings=cast(ModelSettings, {"max_tokens": 8} | settings),
     )
 
 

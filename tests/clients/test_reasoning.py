@@ -98,8 +98,8 @@ async def test_pydantic_ai(thinker: Server) -> None:
         run = await agent.run("hi")
         async with agent.run_stream("hi") as stream:
             assert await stream.get_output() == run.output
-            streamed = stream.response
-    parts = {part.part_kind: part for part in run.response.parts}
+            streamed: Any = stream.response
+    parts: dict[str, Any] = {part.part_kind: part for part in run.response.parts}
     assert set(parts) == {"thinking", "text"}
     assert {part.part_kind: part.content for part in streamed.parts} == {
         kind: part.content for kind, part in parts.items()

@@ -30,12 +30,12 @@ class weather(BaseModel):  # noqa: N801 (the name of the tool)
 
 ASK: list[Any] = [{"role": "user", "content": "What is the weather?"}]
 NAMED = {"type": "function", "function": {"name": "weather"}}
-TOOL: dict[str, Any] = {
+TOOL: Any = {
     "type": "function",
     "function": {"name": "weather", "parameters": weather.model_json_schema(), "strict": True},
 }
 NOTHING = {"type": "object", "properties": {}, "required": [], "additionalProperties": False}
-OTHER: dict[str, Any] = {
+OTHER: Any = {
     "type": "function",
     "function": {"name": "time", "parameters": NOTHING, "strict": True},
 }
@@ -147,7 +147,7 @@ def test_who_must_call_does(client: openai.OpenAI) -> None:
 
 
 def test_reasoning_then_a_shape_or_a_call(thinker: Server) -> None:
-    shape = {"name": "verdict", "strict": True, "schema": {"enum": ["yes", "no"]}}
+    shape: Any = {"name": "verdict", "strict": True, "schema": {"enum": ["yes", "no"]}}
     with openai.OpenAI(base_url=f"{thinker.url}/v1", api_key="-", max_retries=0) as client:
         made = client.chat.completions.create(
             model="tiny", messages=ASK, tools=[TOOL], n=12, temperature=1.5, max_tokens=150,

@@ -18,6 +18,7 @@ from llmserve.api import server as api_server
 from llmserve.api.state import AppState
 from llmserve.config.server import ServerConfig
 from llmserve.errors import ConfigError, LLMServeError, RequestError
+from llmserve.executor.uniproc import UniProcExecutor
 from llmserve.frontend.output_processor import RequestTimings
 from tests.helpers.api import ScriptedEngine, make_llm
 from tests.helpers.engine import Engine
@@ -224,7 +225,8 @@ def test_graph_modes(
     engine: Callable[..., Engine], flags: dict[str, Any], made: tuple[bool, bool, bool]
 ) -> None:
     """Whole decode steps, whole steps with prompts, pieces."""
-    executor: Any = engine(device="cuda", dtype="float16", **flags).core.executor
+    executor = engine(device="cuda", dtype="float16", **flags).core.executor
+    assert isinstance(executor, UniProcExecutor)
     runner = executor.worker.runner
     graphs, pieces = runner.graphs, runner.pieces
     assert (bool(graphs and graphs._decode), bool(graphs and graphs._mixed), bool(pieces)) == made

@@ -56,7 +56,7 @@ TOOL = {"name": "f", "description": "a < b & 'c' é", "parameters": {"b": 1, "a"
 
 
 def reference(source: str, messages: list[dict[str, Any]], **kwargs: Any) -> str:
-    texts, _ = render_jinja_template([messages], chat_template=source, **(SPECIAL | kwargs))
+    texts = render_jinja_template([messages], chat_template=source, **(SPECIAL | kwargs))[0]
     return str(texts[0])
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from llmserve.config.engine import EngineConfig
-from llmserve.core.messages import EngineOutputs, EngineRequest, FromEngine, RequestExtra
+from llmserve.core.messages import EngineOutputs, EngineRequest, RequestExtra
 from llmserve.core.sampling_params import SamplingParams
 from llmserve.engine.client import EngineClient
 
@@ -58,7 +58,7 @@ class Listener:
         self.client = client
         self.tokens: dict[int, list[int]] = {}
         self.extras: dict[int, list[RequestExtra]] = {}
-        self.other: list[FromEngine] = []
+        self.other: list[Any] = []
 
     def until(self, done: Callable[["Listener"], Any], timeout: float = 10.0) -> "Listener":
         """Listens until `done(self)`; AssertionError after `timeout` seconds."""

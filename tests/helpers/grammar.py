@@ -100,13 +100,13 @@ def random_schema(rng: random.Random, depth: int) -> dict[str, Any] | bool:
                  {"format": "date"}, {"enum": ["x", "yy"]}]  # fmt: skip
         return {"type": "string"} | rng.choice(extra)
 
-    leaves = [number, string, lambda: {"type": "boolean"}, lambda: {"const": [1, "a"]}]
+    leaves: list[Any] = [number, string, lambda: {"type": "boolean"}, lambda: {"const": [1, "a"]}]
     if depth == 0:
         return rng.choice(leaves)()
     sub = [random_schema(rng, depth - 1) for _ in range(3)]
     names = rng.sample("abcdef", 3)
     required = [name for name in names if rng.random() < 0.5]
-    base = {"type": "object", "properties": dict(zip(names, sub, strict=True))}
+    base: dict[str, Any] = {"type": "object", "properties": dict(zip(names, sub, strict=True))}
     return rng.choice(
         [
             base | {"required": required},

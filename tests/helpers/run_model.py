@@ -13,7 +13,7 @@ from llmserve.attention.torch_sdpa import TorchAttention
 from llmserve.config.hf import ModelDescription, describe
 from llmserve.config.load import LoadConfig
 from llmserve.config.model import ModelConfig
-from llmserve.core.kv_spec import AnyKVSpec, MLASpec
+from llmserve.core.kv_spec import AnyKVSpec, MLASpec, RecurrentStateSpec
 from llmserve.layers.forward_batch import ForwardBatch, LayerKV
 from llmserve.model_loader.loader import load_model
 from llmserve.models.interfaces import CausalLM
@@ -53,6 +53,7 @@ def make_cache(
     if isinstance(spec, MLASpec):
         shape: tuple[int, ...] = (num_blocks, block_size, spec.latent_dim + spec.rope_dim)
     else:
+        assert not isinstance(spec, RecurrentStateSpec)
         shape = (num_blocks, 2, spec.num_kv_heads, block_size, spec.head_dim)
     return torch.full(shape, torch.nan, dtype=dtype)
 

@@ -33,9 +33,9 @@ def plan_of(
     step: int, computed: int, count: int, sample: bool = True, new: list[NewRequest] | None = None
 ) -> SchedulerOutput:
     """One row in slot 1."""
-    one = [np.array([x], np.int32) for x in (1, computed, count, 0)]
+    slots, done, todo, drafts = (np.array([x], np.int32) for x in (1, computed, count, 0))
     return SchedulerOutput(
-        step, *one, np.array([sample]), np.empty((0, 4), np.int32), new_requests=new or []
+        step, slots, done, todo, drafts, np.array([sample]), np.empty((0, 4), np.int32), new or []
     )
 
 

@@ -5,6 +5,7 @@
 import ctypes
 import logging
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from tests.helpers.paged import make_case
 
 pytestmark = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
 
-LIB = cpu.library()
+LIB = cast(cpu.Library, cpu.library())
 DTYPES = [torch.float32, torch.bfloat16]
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-7}
 

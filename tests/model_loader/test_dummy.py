@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -17,7 +19,7 @@ class Typed(Layer):
         self.new_parameter("weight", torch.empty(40, 50, dtype=dtype))
 
 
-def filled(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def filled(dtype: torch.dtype) -> tuple[Any, Any]:
     net = nn.ModuleList([Typed(dtype), Typed(dtype)])
     fill_dummy(net)
     return net[0].weight.data, net[1].weight.data
@@ -38,8 +40,8 @@ def test_few_bit_types_are_not_all_zero() -> None:
 
 
 def test_norms_multiply_by_one() -> None:
-    net = nn.ModuleList([RMSNorm(BUILD, 8, 1e-6), RMSNorm(BUILD, 8, 1e-6, offset=1.0)])
-    fill_dummy(net)
-    for norm in net:
+    norms = [RMSNorm(BUILD, 8, 1e-6), RMSNorm(BUILD, 8, 1e-6, offset=1.0)]
+    fill_dummy(nn.ModuleList(norms))
+    for norm in norms:
         norm.finalize()
         assert torch.equal(norm.spec.weight.float(), torch.ones(8))

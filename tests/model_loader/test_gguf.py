@@ -8,12 +8,12 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from gguf import GGMLQuantizationType as Q
 from gguf.quants import _type_traits
 
 from llmserve.errors import ConfigError
 from llmserve.model_loader.gguf import GGUFSource
 
-Q = gguf.GGMLQuantizationType
 TYPES = [Q.F32, Q.F16, *_type_traits]
 CONFIG = {"model_type": "qwen2"}
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 
+from llmserve.executor.uniproc import UniProcExecutor
 from tests.helpers.engine import Engine
 from tests.helpers.tiny_models import FAMILIES, VOCAB_SIZE, write_tiny_model
 
@@ -34,18 +35,19 @@ def _prompts(lengths: tuple[int, ...]) -> list[list[int]]:
 
 @torch.inference_mode()
 def _theirs(folder: Path, prompts: list[list[int]], dtype: torch.dtype) -> list[torch.Tensor]:
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, attn_implementation="eager"
-    ).cuda()
+    )
+    model.cuda()
     outputs = [model(torch.tensor([prompt]).cuda()).logits[0, :-1] for prompt in prompts]
     return [output.float().log_softmax(-1).cpu() for output in outputs]
 
 
 def _ours(folder: Path, prompts: list[list[int]], **flags: Any) -> list[torch.Tensor]:
     engine = Engine(folder, device="cuda", dtype="bfloat16", kv_cache_memory_bytes=1 << 30, **flags)
-    kinds = {
-        type(backend).__name__ for backend in engine.core.executor.worker.runner.backends.values()
-    }
+    executor = engine.core.executor
+    assert isinstance(executor, UniProcExecutor)
+    kinds = {type(backend).__name__ for backend in executor.worker.runner.backends.values()}
     ids = [engine.add(prompt, max_tokens=1, prompt_logprobs=-1) for prompt in prompts]
     engine.run()
     engine.close()

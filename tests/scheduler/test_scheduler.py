@@ -2,6 +2,8 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """Scheduler, one behaviour at a time; what they do together is in test_scheduler_simulation.py."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,6 @@ from llmserve.core.messages import EngineRequest
 from llmserve.core.sampling_params import SamplingParams
 from llmserve.core.scheduler_output import ModelRunnerOutput, SchedulerOutput
 from llmserve.errors import RequestError
-from llmserve.scheduler import scheduler as scheduler_module
 from tests.helpers.simulation import Episode, World
 
 
@@ -337,7 +338,7 @@ def _timed(prompt: list[int], wire_id: int, deadline: float) -> EngineRequest:
 
 def test_a_deadline_ends_a_request_wherever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(scheduler_module.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     episode = _episode(scheduler={"max_num_seqs": 2, "max_num_batched_tokens": 8})
     scheduler = episode.scheduler
     scheduler.add(_timed([1] * 4, 1, 101.0))  # will decode

@@ -20,10 +20,10 @@ def test_equals_token_by_token() -> None:
     slots = RequestSlots(9, 120, KVCacheConfig(99, 1, 1, groups), torch.device("cpu"))
     for slot in range(1, 9):
         length = int(rng.integers(20, 60))
-        ids = rng.integers(1000, 2000, length).astype(np.int32)
+        prompt = rng.integers(1000, 2000, length).astype(np.int32)
         blocks = [rng.permutation(np.arange(1, 99))[: 100 // size].tolist() for size in (8, 16)]
         slots.apply(
-            [NewRequest(slot, ids, 15, 0, SamplingParams(), blocks)], np.empty((0, 4), np.int32)
+            [NewRequest(slot, prompt, 15, 0, SamplingParams(), blocks)], np.empty((0, 4), np.int32)
         )
     slots.last_token.copy_(torch.arange(9) + 3000)
     drafts = rng.integers(4000, 5000, (9, 3)).astype(np.int32)
@@ -35,8 +35,10 @@ def test_equals_token_by_token() -> None:
     num_drafts = np.array([0, 0, 0, 3, 0, 0, 0, 0])
     count = np.array([1, 1, 1, 4, 9, 5, known[6], 10])
     sample = np.array([1, 1, 1, 1, 1, 0, 1, 0], bool)
-    as32 = [a.astype(np.int32) for a in (rows, computed, count, num_drafts)]
-    plan = SchedulerOutput(1, *as32, sample, np.empty((0, 4), np.int32))
+    plan = SchedulerOutput(
+        1, rows.astype(np.int32), computed.astype(np.int32), count.astype(np.int32),
+        num_drafts.astype(np.int32), sample, np.empty((0, 4), np.int32),
+    )  # fmt: skip
     inputs = InputBatcher(slots).build(plan, drafts)
 
     ids, positions, draws, draw_slots, draw_index = [], [], [], [], []
