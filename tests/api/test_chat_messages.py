@@ -32,6 +32,13 @@ def test_an_assistant_may_have_said_nothing() -> None:
         assert read_messages([message]) == [{"role": "assistant", "content": ""}]
 
 
+def test_a_refusal_is_what_an_assistant_said() -> None:
+    said = {"role": "assistant", "content": None, "refusal": "No."}
+    assert read_messages([said]) == [{"role": "assistant", "content": "No."}]
+    told = said | {"content": "Well.", "refusal": None}
+    assert read_messages([told]) == [{"role": "assistant", "content": "Well."}]
+
+
 def test_parts_of_reasoning_are_an_assistants() -> None:
     content = [
         {"type": "thinking", "thinking": "a"},

@@ -40,6 +40,8 @@ def _read(message: object, path: str) -> dict[str, Any]:
         if message.get(name):
             raise unsupported(f"{path}.{name}")
     content = message.get("content")
+    if content is None and role == "assistant" and message.get("refusal") is not None:
+        content = [{"type": "refusal", "refusal": message["refusal"]}]
     if content is None and role != "assistant":
         raise missing(f"{path}.content")
     thoughts: list[str] | None = [] if role == "assistant" else None
