@@ -23,6 +23,8 @@ CASES: list[tuple[str, Any, str, str]] = [
     ("guidance", "regex", "a\n(", REGEX.format(r"a\n(", "unclosed group")),
     ("guidance", "regex", "(x{1000}){1000}", REGEX.format("(x{1000}){1000}", "it is too large")),
     ("guidance", "regex", r"\b", REGEX.format(r"\b", "lookarounds not supported yet")),
+    ("guidance", "json", {"type": "array", "items": {"type": "string", "pattern": "x(["}},
+     "the pattern 'x([' is not accepted: unclosed character class, at position 3"),
     ("xgrammar", "regex", "(a", REGEX.format("(a", "the parenthesis is not closed, at position 3")),
     ("xgrammar", "regex", "*a", REGEX.format("*a", "expect element, but got *")),
     ("xgrammar", "ebnf", "root ::= a",
@@ -47,6 +49,8 @@ CASES: list[tuple[str, Any, str, str]] = [
 def test_a_refusal_is_one_sentence(engine: str, kind: Any, text: Any, wanted: str) -> None:
     if kind == "structural_tag":
         text = dump({"type": "structural_tag", "format": text})
+    elif kind == "json":
+        text = dump(text)
     spec = GrammarSpec(backend=engine, kind=kind, text=text)
     answer = _compile(backend(engine), msgspec.msgpack.encode(spec))
     assert answer == REFUSED + wanted.encode()

@@ -46,7 +46,9 @@ def refusal(spec: GrammarSpec, said: str) -> str:
     text = _IN_REGEX.sub("", text)
     if (found := _CARET.search(text)) is not None:
         text = found["what"]
-        if found["text"] == spec.text:
+        if spec.kind == "json":
+            name = f"the pattern '{_shown(found['text'])}'"
+        if found["text"] == spec.text or spec.kind == "json":
             place = _place({"position": str(len(found["caret"]) - 3)})
     text = text.strip().partition("\n")[0].partition("; ")[0].rstrip(".")
     text = _MEANT.get(text, text)[:_MAX_CHARS]
@@ -55,9 +57,12 @@ def refusal(spec: GrammarSpec, said: str) -> str:
     if text.endswith("but got"):
         text += " the end of it"
     if spec.kind == "regex":
-        shown = spec.text if len(spec.text) <= _MAX_SHOWN else f"{spec.text[:_MAX_SHOWN]}..."
-        name += f" '{shown}'".replace("\n", "\\n")
+        name += f" '{_shown(spec.text)}'"
     return f"{name} is not accepted: {text}{place}"
+
+
+def _shown(text: str) -> str:
+    return (text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}...").replace("\n", "\\n")
 
 
 def _place(found: dict[str, str | None]) -> str:
