@@ -270,7 +270,10 @@ def test_whitespace_has_an_end(engine: str) -> None:
     [
         ({"properties": {"a/b": {"items": {"uniqueItems": True}}}},
          "#/properties/a~1b/items/uniqueItems"),
-        ({"oneOf": [{"pattern": "(?=a)"}, {"pattern": "b"}]}, "#/oneOf/1/pattern"),
+        ({"oneOf": [{"pattern": "(?=a)"}, {"pattern": "b"}]}, "#/oneOf/0/pattern"),
+        ({"properties": {"a": {"pattern": "^(?!x)"}}}, "#/properties/a/pattern"),
+        ({"propertyNames": {"pattern": r"\bx"}}, "#/propertyNames/pattern"),
+        ({"patternProperties": {r"(a)\1": {}}}, "#/patternProperties"),
         ({"not": {"format": "date"}}, "#/not"),
         ({"contains": False}, "#"),
         ({"multipleOf": 20011}, "#/multipleOf"),
@@ -296,6 +299,10 @@ def test_what_nobody_enforces_is_dropped_and_named_where_that_may_be() -> None:
     loose = Normalizer({"type": "array", "items": {}, "uniqueItems": True}, strict=False)
     assert loose.run() == {"type": "array", "items": {}}
     assert loose.ignored == ["#/uniqueItems"]
+    email = {"type": "string", "format": "email", "pattern": r"^(?!\.)[a-z.]+@[a-z]+$"}
+    loose = Normalizer({"type": "object", "properties": {"a": email}}, strict=False)
+    assert loose.run()["properties"] == {"a": {"type": "string", "format": "email"}}
+    assert loose.ignored == ["#/properties/a/pattern"]
 
 
 HARD = ["multipleOf", "pattern is not anchored", "maxLength", "additionalProperties",

@@ -10,7 +10,7 @@ from typing import Any
 from llmserve.errors import GrammarError
 from llmserve.structured_output.document import Node
 from llmserve.structured_output.normal_form import NEVER, Merger, Normal, Schema, visible
-from llmserve.structured_output.regex import ascii_classes
+from llmserve.structured_output.regex import ascii_classes, not_regular
 from llmserve.structured_output.regular import combine, matches
 from llmserve.structured_output.scalars import FORMATS
 
@@ -27,9 +27,11 @@ class _Object:
     def __init__(self, merger: Merger, nodes: list[Node]) -> None:
         self.merger = merger
         self.nodes = nodes
-        self.patterns = list(
-            dict.fromkeys(k for n in nodes for k in n.raw.get("patternProperties", ()))
-        )
+        patterns = dict.fromkeys(k for n in nodes for k in n.raw.get("patternProperties", ()))
+        for pattern in patterns:
+            if (why := not_regular(pattern)) is not None:
+                merger.drop(self._place("patternProperties"), why)
+        self.patterns = [pattern for pattern in patterns if not_regular(pattern) is None]
         self.required = list(dict.fromkeys(k for n in nodes for k in n.raw.get("required", ())))
         spelled = [n.child("propertyNames") for n in nodes if "propertyNames" in n.raw]
         self.spelling = self._spelling(merger.normal(spelled)) if spelled else None

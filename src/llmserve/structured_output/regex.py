@@ -2,7 +2,21 @@
 # SPDX-FileCopyrightText: Copyright contributors to the llmserve project
 """Regular expressions as JSON schema and most callers mean them: \\d and \\w are ASCII."""
 
+import re
+
 _ASCII = {"d": "0-9", "w": "A-Za-z0-9_", "D": "^0-9", "W": "^A-Za-z0-9_"}
+_NOT_REGULAR = re.compile(
+    r"\[(?:\\.|[^\]\\])*\]?|(?P<around>\(\?<?[=!]|\\[bB])|(?P<back>\\(?:[1-9]|k<))|\\.", re.DOTALL
+)
+
+
+def not_regular(pattern: str) -> str | None:
+    """What is in the pattern that no grammar engine can enforce."""
+    for found in _NOT_REGULAR.finditer(pattern):
+        for name, what in (("around", "look-around"), ("back", "a back reference")):
+            if found[name]:
+                return f"{what} at position {found.start() + 1}"
+    return None
 
 
 def ascii_classes(pattern: str) -> str:

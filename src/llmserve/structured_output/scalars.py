@@ -10,7 +10,7 @@ from typing import Any
 from llmserve.errors import GrammarError
 from llmserve.structured_output.document import Node
 from llmserve.structured_output.normal_form import Merger, Schema
-from llmserve.structured_output.regex import ascii_classes
+from llmserve.structured_output.regex import ascii_classes, not_regular
 from llmserve.structured_output.regular import combine
 
 _LABEL = "[a-z0-9](?:[a-z0-9-]{0,20}[a-z0-9])?"
@@ -123,7 +123,7 @@ def strings_of(merger: Merger, nodes: list[Node]) -> Schema | None:
         result["minLength"] = low
     if high < math.inf:
         result["maxLength"] = int(high)
-    patterns = list(dict.fromkeys(n.raw["pattern"] for n in nodes if "pattern" in n.raw))
+    patterns = _patterns(merger, nodes)
     unlike = list(dict.fromkeys(p for n in nodes for p in n.raw.get("~unlike", ())))
     values = dict.fromkeys(
         v for n in nodes for v in n.raw.get("~not", ())
@@ -155,6 +155,19 @@ def strings_of(merger: Merger, nodes: list[Node]) -> Schema | None:
     if len(patterns) > 1:
         return {"allOf": [result, *({"type": "string", "pattern": p} for p in patterns[1:])]}
     return result
+
+
+def _patterns(merger: Merger, nodes: list[Node]) -> list[str]:
+    """Those that an engine can enforce."""
+    found: dict[str, None] = {}
+    for node in nodes:
+        if "pattern" in node.raw:
+            why = not_regular(node.raw["pattern"])
+            if why is None:
+                found[node.raw["pattern"]] = None
+            else:
+                merger.drop(f"{node.pointer}/pattern", why)
+    return list(found)
 
 
 def _without(merger: Merger, patterns: list[str], unlike: list[str]) -> list[str] | None:
