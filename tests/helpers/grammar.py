@@ -38,6 +38,23 @@ def grammar(backend: str = "auto", **fields: Any) -> CompiledGrammar:
     return compiled(prepare(StructuredOutputsParams(**fields), backend))
 
 
+def closed_objects(parts: int, each: int) -> dict[str, Any]:
+    """A schema: an object of objects, whose properties are all required, and no others allowed."""
+
+    def of(properties: dict[str, Any]) -> dict[str, Any]:
+        names = list(properties)
+        return {
+            "type": "object",
+            "properties": properties,
+            "required": names,
+            "additionalProperties": False,
+        }
+
+    kinds = {"type": "string"}, {"type": "integer"}, {"enum": ["a", "b"]}
+    part = of({f"property_{i}": kinds[i % 3] for i in range(each)})
+    return of({f"part_{i}": part for i in range(parts)})
+
+
 def allowed(words: np.ndarray) -> list[int]:
     """Token ids."""
     bits = np.unpackbits(words.view(np.uint8), bitorder="little")[: EOS + 1]

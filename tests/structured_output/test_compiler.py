@@ -21,6 +21,7 @@ from llmserve.structured_output.base import CompiledGrammar
 from llmserve.structured_output.compiler import _BUSY, GrammarCompiler
 from llmserve.structured_output.prepare import prepare
 from tests.helpers.clock import calibrate, in_time
+from tests.helpers.grammar import closed_objects
 from tests.helpers.server import is_alive, processes_of
 from tests.helpers.tiny_models import EOS_ID, VOCAB_SIZE, write_tokenizer
 
@@ -94,6 +95,15 @@ def test_a_grammar_of_the_tokenizer_comes_back_and_is_kept(
     assert 0 < np.unpackbits(words.view(np.uint8))[:VOCAB_SIZE].sum() < 20
     assert warm.get(_spec("[a-c]x", backend=backend)) is made
     assert warm.num_compiled == before + 1
+
+
+@pytest.mark.parametrize("parts", [(1, 1000), (100, 49)])
+def test_as_many_properties_as_openai_allows(
+    parts: tuple[int, int], make: Callable[..., GrammarCompiler]
+) -> None:
+    """5,000; what xgrammar compiles of a thousand takes gigabytes."""
+    spec = prepare(StructuredOutputsParams(json=closed_objects(*parts)), "auto", seconds=60)
+    assert isinstance(_one(make(), spec), CompiledGrammar)
 
 
 def test_equal_grammars_are_compiled_once(warm: GrammarCompiler) -> None:

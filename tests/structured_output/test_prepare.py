@@ -10,7 +10,7 @@ import pytest
 from llmserve.core.structured_outputs import MAX_SPEC_BYTES, StructuredOutputsParams
 from llmserve.errors import RequestError
 from llmserve.structured_output.prepare import prepare
-from tests.helpers.grammar import accepts_json, compiled
+from tests.helpers.grammar import accepts_json, closed_objects, compiled
 
 TAG = {"format": {"type": "json_schema", "json_schema": {"properties": {"a": {}}}}}
 
@@ -25,6 +25,8 @@ def _prepare(backend: str = "auto", **fields: Any) -> Any:
         ({"json": {"type": "integer"}}, "xgrammar", "json"),
         ({"json": {"type": "string", "maxLength": 3}}, "guidance", "json"),
         ({"json_object": True}, "xgrammar", "json"),
+        ({"json": closed_objects(8, 7)}, "xgrammar", "json"),
+        ({"json": closed_objects(5, 12)}, "guidance", "json"),
         ({"regex": "a+"}, "guidance", "regex"),
         ({"choice": ["a"]}, "xgrammar", "ebnf"),
         ({"grammar": 'root ::= "a"'}, "xgrammar", "ebnf"),

@@ -3,7 +3,7 @@
 """Questions about schemas in the normal form that schema.py makes."""
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import msgspec
@@ -155,20 +155,31 @@ def is_finite(schema: Any, defs: dict[str, Any]) -> bool:
 def has_free_strings(schema: Any) -> bool:
     """Whether, under this schema in the normal form, what may come within a string that may hold
     any letter, and after it, does not depend on the letters that it holds already."""
+    for part in _parts(schema):
+        more, named = part.get("additionalProperties", False), part.get("properties", {})
+        if not part.keys() <= _NOT_OF_STRINGS or (named and more is not False):
+            return False  # a name that stands for itself, or is any other
+        if sum(map(_may_hold_letters, part.get("anyOf", []))) > 1:
+            return False
+    return True
+
+
+def num_properties(schema: Any) -> int:
+    """That have a name, in all objects of this schema in the normal form."""
+    return sum(len(part.get("properties", ())) for part in _parts(schema))
+
+
+def _parts(schema: Any) -> Iterator[dict[str, Any]]:
+    """The schema and those in it."""
     parts = [schema]
     while parts:
         part = parts.pop()
         if isinstance(part, bool):
             continue
-        more, named = part.get("additionalProperties", False), part.get("properties", {})
-        if not part.keys() <= _NOT_OF_STRINGS or (named and more is not False):
-            return False  # a name that stands for itself, or is any other
-        options = part.get("anyOf", [])
-        if sum(map(_may_hold_letters, options)) > 1:
-            return False
-        parts += [more, *named.values(), part.get("items", False), *part.get("prefixItems", ())]
-        parts += [*options, *part.get("$defs", {}).values()]
-    return True
+        yield part
+        parts += [part.get("additionalProperties", False), part.get("items", False)]
+        parts += [*part.get("properties", {}).values(), *part.get("prefixItems", ())]
+        parts += [*part.get("anyOf", ()), *part.get("$defs", {}).values()]
 
 
 def _may_hold_letters(option: Any) -> bool:

@@ -15,12 +15,13 @@ from llmserve.core.structured_outputs import (
 )
 from llmserve.errors import GrammarError, RequestError
 from llmserve.structured_output.known import known_document
-from llmserve.structured_output.normal_form import dump, has_free_strings
+from llmserve.structured_output.normal_form import dump, has_free_strings, num_properties
 from llmserve.structured_output.regex import ascii_classes
 from llmserve.structured_output.schema import MAX_SECONDS, Normalizer, OutOfTime
 
 T = TypeVar("T")
 _UNBOUND_STYLE = "minimax_m3_xml"  # xgrammar refuses bounds of its strings
+_MANY_PROPERTIES = 64  # what xgrammar compiles grows with their square: 0.2 s here, 2 s for 200
 _STRING_BOUNDS = ("minLength", "maxLength", "pattern", "format")
 _WITH_SCHEMAS = ("items", "prefixItems", "anyOf", "additionalProperties")
 _TAG_FIELDS = ("begin", "schema", "end")
@@ -37,7 +38,8 @@ def prepare(
     that takes more than `seconds` of a core.
 
     `backend` is the engine to use, or "auto": xgrammar, and llguidance for what xgrammar cannot
-    express or would silently weaken (see `Normalizer.hard`; anchors and look-around in a regex).
+    express or would silently weaken (see `Normalizer.hard`; anchors and look-around in a regex) and
+    for many properties.
     """
     kind = params.kind
     value = getattr(params, kind)
@@ -77,7 +79,8 @@ def _of_schema(
     normal = _named(params, normalizer.run)
     ignored = list(normalizer.ignored)
     if backend == "auto":
-        backend = "guidance" if normalizer.hard else "xgrammar"
+        is_large = num_properties(normal) > _MANY_PROPERTIES
+        backend = "guidance" if normalizer.hard or is_large else "xgrammar"
     elif backend == "xgrammar":
         ignored += _weakened(params, normalizer)
     return _spec(params, backend, "json", dump(normal), ignored, has_free_strings(normal))
