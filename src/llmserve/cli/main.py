@@ -14,6 +14,7 @@ from types import FrameType
 
 from llmserve import __version__
 from llmserve.errors import ConfigError, LLMServeError
+from llmserve.utils.address_space import check_address_space
 from llmserve.utils.registry import Registry
 
 COMMANDS = Registry(
@@ -32,6 +33,7 @@ COMMANDS = Registry(
         "collect-env": "llmserve.cli.collect_env:run",
     },
 )
+_WITHOUT_ENGINE = ("chat", "complete", "bench serve", "collect-env")
 _HELP = {
     "serve": "serve a model over the OpenAI API",
     "chat": "talk to a running server",
@@ -110,6 +112,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         try:
             name, rest = _find(argv)
+            if name not in _WITHOUT_ENGINE:
+                check_address_space()
             command = COMMANDS.load(name)
             if name != "serve":
                 _end_by_signals()

@@ -4,7 +4,6 @@
 
 import contextlib
 import os
-import resource
 import shutil
 
 import msgspec
@@ -15,12 +14,11 @@ from llmserve.config.server import ServerConfig
 from llmserve.core.messages import EngineFailed, FromEngine, ModelInfo
 from llmserve.engine.channel import announce, engine_address, heartbeat_path
 from llmserve.engine.client import EngineClient, model_in
-from llmserve.errors import ConfigError, EngineError
+from llmserve.errors import EngineError
+from llmserve.utils.address_space import check_address_space
 from llmserve.utils.child import Child, make_run_dir
 from llmserve.utils.heartbeat import Heartbeat
 
-# With 1,200,000 KiB the imports of PyTorch 2 fail, with 1,400,000 a tiny model runs.
-_LEAST_ADDRESS_SPACE = 5 << 28
 SUPERVISOR = 0  # the client that owns the engine: alone, or beside API servers
 
 
@@ -112,11 +110,8 @@ class EngineProcess:
 
 def launch_engine(config: EngineConfig, num_clients: int = 1) -> EngineProcess:
     """Starts an engine of its own; `connect` and `wait_ready` follow. ConfigError where it has no
-    room: what is imported would fail in as many ways as there are libraries."""
-    room = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if room != resource.RLIM_INFINITY and room < _LEAST_ADDRESS_SPACE:
-        least = _LEAST_ADDRESS_SPACE >> 10
-        raise ConfigError(f"ulimit -v is {room >> 10}, and an engine needs {least} at least")
+    room."""
+    check_address_space()
     run_dir = make_run_dir()
     try:
         return EngineProcess(config, num_clients, run_dir)
