@@ -89,13 +89,16 @@ def test_a_dead_one_is_replaced_by_another_client(servers: Servers) -> None:
     dead = servers.child(1)
     dead.code = -9
     assert servers.all.lost() == (1, "the API server process ended (exit code -9)")
-    servers.all.replace(1)
+    assert servers.all.alive(but=1) and not servers.all.alive(but=0)
+    servers.all.drop(1)
     assert dead.ended == [0.0]
+    assert servers.engine.clients == [0, 1] and servers.all.lost() is None
+    assert servers.board(0).places(0) == 2
+    servers.all.restart(1)
     assert (servers.child(1).start.client, servers.child(1).start.slot) == (3, 1)
     assert servers.child(1).start.engine == 3
-    assert servers.board(0).places(0) == 2
     assert servers.engine.clients == [0, 1, 3]
-    assert servers.sent == [Clients(0, [0, 1, 3])]
+    assert servers.sent == [Clients(0, [0, 1]), Clients(0, [0, 1, 3])]
     assert servers.all.lost() is None
 
 

@@ -16,7 +16,7 @@ from llmserve.cli import serve as module
 from llmserve.cli.serve import Supervisor, is_ready, listen, ready_block, run
 from llmserve.config.server import ServerConfig
 from llmserve.core.kv_spec import FullAttentionSpec
-from llmserve.core.messages import EngineReady
+from llmserve.core.messages import EngineFailed, EngineReady
 from llmserve.errors import ConfigError
 from llmserve.utils import heartbeat
 from llmserve.utils.heartbeat import Heartbeat
@@ -132,15 +132,18 @@ class FakeApis:
         lost, self.lost_slot = self.lost_slot, None
         return lost
 
-    def replace(self, slot: int) -> None:
+    def drop(self, slot: int) -> None:
+        self.told[slot] = True
+
+    def restart(self, slot: int) -> None:
         self.before_start()
         self.told[slot] = False
 
     def terminate(self) -> None:
         self.told = [True] * len(self.told)
 
-    def alive(self) -> bool:
-        return not all(self.told)
+    def alive(self, but: int | None = None) -> bool:
+        return not all(told for slot, told in enumerate(self.told) if slot != but)
 
 
 class FakeEngine:
@@ -150,13 +153,13 @@ class FakeEngine:
 
     def __init__(self, folder: Path) -> None:
         self.heartbeat = Heartbeat(str(folder / "heartbeat"))
-        self.messages: list[EngineReady] = [EngineReady(INFO)]
+        self.messages: list[EngineReady | EngineFailed] = [EngineReady(INFO)]
         self.deaths = 0
 
     def connect(self, index: int) -> Any:
         return SimpleNamespace(wait=lambda seconds: None, receive=self.receive)
 
-    def receive(self) -> list[EngineReady]:
+    def receive(self) -> list[EngineReady | EngineFailed]:
         messages, self.messages = self.messages, []
         return messages
 
@@ -184,6 +187,45 @@ def test_a_server_that_starts_while_the_signal_comes_is_told_too(supervisor: Any
     supervisor.apis.before_start = lambda: supervisor._signals.append(15)
     assert supervisor.run() == 0
     assert supervisor.apis.told == [True]
+
+
+def test_an_api_server_that_cannot_start_is_tried_again_while_another_lives(
+    supervisor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three times in five minutes, whatever it says of the model; it is the end of the last one."""
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    apis, engine = supervisor.apis, supervisor.engine
+    apis.told = [False, False]
+    starts: list[float] = []
+    apis.before_start = lambda: starts.append(clock.now)
+
+    def lose(slot: int) -> str | None:
+        engine.messages = [EngineFailed("no tokenizer.json", True)]
+        apis.lost_slot = slot, "the API server process ended (exit code 2)"
+        trouble = supervisor._trouble()
+        assert (trouble.message, trouble.user_error) == ("no tokenizer.json", True)
+        return supervisor._restart(trouble)  # type: ignore[no-any-return]
+
+    def look(seconds: float) -> None:
+        clock.now += seconds
+        supervisor._restart_others()
+        assert supervisor._trouble() is None
+
+    for _ in range(4):
+        assert lose(1) is None
+        look(1.0)
+    assert starts == [1000.0, 1001.0, 1002.0] and apis.told == [False, True]
+    look(295.0)
+    assert len(starts) == 3
+    look(1.0)
+    assert starts[3:] == [1300.0] and apis.told == [False, False]
+    assert lose(0) is None  # the other one is starting
+    look(0.5)
+    assert lose(1) == ""
+    supervisor._announced = False
+    engine.messages = [EngineFailed("a wrong template", True)]
+    assert supervisor._trouble().message == "a wrong template"
 
 
 def test_an_engine_is_not_hung_where_we_were_stopped_with_it(

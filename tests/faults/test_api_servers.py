@@ -4,6 +4,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import threading
 import time
@@ -189,6 +190,30 @@ def test_one_of_two_is_lost(two: Bench, number: signal.Signals) -> None:
     limit = (2 if number == signal.SIGKILL else HANG_S + 2) * two.scale
     if replaced > limit:
         raise TooSlow(f"the restart took {replaced:.1f} s, over {limit:.1f}")
+
+
+def test_one_that_cannot_start_again_is_done_without(bench_model: Path, tmp_path: Path) -> None:
+    """The model's folder is gone: the other one serves, until the engine, too, is lost."""
+    folder = tmp_path / "model"
+    shutil.copytree(bench_model, folder)
+    with Server(str(folder), *FLAGS, "--api-server-count", "2") as server:
+        first, lines = api_pids(server.process.pid), len(server.output)
+        folder.rename(tmp_path / "gone")
+        os.kill(first[0], signal.SIGKILL)
+        wait_for(lambda: "the other API servers go on" in server.text, "giving it up")
+        server.pids.remove(first[0])
+        assert api_pids(server.process.pid) == first[1:]
+        for path in ("/health", "/health/ready", "/health/live"):
+            assert server.http.get(path).status_code == 200
+        chat = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 8}
+        assert server.post("/v1/chat/completions", **chat)["usage"]["completion_tokens"]
+        server.check_idle()
+        assert server.metrics()["llmserve:api_server_restarts_total"] == 4
+        said = [line for line in server.output[lines:] if "has no tokenizer.json" in line]
+        assert len(said) == 3 and "it was restarted 3 times in 5 minutes" in said[-1]
+        os.kill(server.pid_of("llmserve.engine.process"), signal.SIGKILL)
+        assert server.wait(20) == 2
+        assert server.output[-1] == f"llmserve: error: no such file or folder: {folder}"
 
 
 @pytest.mark.faults

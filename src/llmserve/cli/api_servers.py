@@ -66,12 +66,12 @@ class ApiServers:
         self._path = str(Path(engine.run_dir, "api-servers"))
         self._board = Board(self._path, num_keys=len(server.api_key))
         self._next_client = SUPERVISOR + 1
-        self._processes: list[_Process] = []
+        self._processes: dict[int, _Process] = {}  # by slot
 
     def set_count(self, count: int) -> None:
         """Starts servers until there are `count`."""
-        while len(self._processes) < count:
-            self._processes.append(self._start(len(self._processes)))
+        for slot in range(len(self._processes), count):
+            self._processes[slot] = self._start(slot)
         self._tell_engine()
 
     def _start(self, slot: int) -> _Process:
@@ -84,51 +84,57 @@ class ApiServers:
         return _Process(Child("llmserve.api.server", start, (fd,)), client, Watchdog())
 
     def _tell_engine(self) -> None:
-        clients = [SUPERVISOR, *(process.client for process in self._processes)]
+        clients = [SUPERVISOR, *(process.client for process in self._processes.values())]
         if clients != self._engine.clients:
             self._engine.clients[:] = clients
             self._client.send(Clients(SUPERVISOR, clients))
 
     def lost(self) -> tuple[int, str] | None:
         """The slot of one that has ended or hangs, and what happened to it."""
-        for slot, process in enumerate(self._processes):
+        for slot, process in self._processes.items():
             if not process.child.alive():
                 code = process.child.process.poll()
                 return slot, f"the API server process ended (exit code {code})"
-        for slot, process in enumerate(self._processes):
+        for slot, process in self._processes.items():
             sign = self._board.sign(slot)
             quiet = process.watchdog.quiet(sign)
             if quiet > (self._server.api_hang_timeout if sign else _START_S):
                 return slot, f"the API server has been stuck for {quiet:.1f} s"
         return None
 
-    def replace(self, slot: int) -> None:
-        """Ends what is left of a server, gives back what it had and starts another."""
-        process = self._processes[slot]
+    def drop(self, slot: int) -> None:
+        """Ends what is left of a server and gives back what it had."""
+        process = self._processes.pop(slot)
         if process.child.alive():
             dump_stacks(process.child.process.pid, WHEN_STUCK)
         process.child.end(0.0)
         self._board.replace(slot)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(client_address(self._engine.run_dir, process.client).removeprefix("ipc://"))
+        self._tell_engine()
+
+    def restart(self, slot: int) -> None:
+        """Starts a server in the place of one that was dropped."""
         self._processes[slot] = self._start(slot)
         self._tell_engine()
 
-    def alive(self) -> bool:
-        """Whether any runs."""
-        return any(process.child.alive() for process in self._processes)
+    def alive(self, but: int | None = None) -> bool:
+        """Whether any runs, besides that of slot `but`."""
+        return any(
+            process.child.alive() for slot, process in self._processes.items() if slot != but
+        )
 
     def ready(self) -> bool:
         """Whether all take requests."""
-        return all(self._board.is_ready(slot) for slot in range(len(self._processes)))
+        return all(self._board.is_ready(slot) for slot in self._processes)
 
     def terminate(self) -> None:
         """Asks all to drain, or to end now if they drain already."""
-        for process in self._processes:
+        for process in self._processes.values():
             process.child.terminate()
 
     def end(self, timeout: float) -> None:
         """Gives all `timeout` seconds to end, then kills them."""
         deadline = time.monotonic() + timeout
-        for process in self._processes:
+        for process in self._processes.values():
             process.child.end(max(0.0, deadline - time.monotonic()))

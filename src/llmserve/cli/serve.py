@@ -157,7 +157,8 @@ class Supervisor:
         self._signals = signals  # the first asks for a drain, the second ends everything now
         self._wants_stacks = False
         self._watchdog = Watchdog()
-        self._said = ""  # by an API server that gave up
+        self._said: EngineFailed | None = None  # by an API server that gave up
+        self._empty: list[int] = []  # slots of API servers that may not be restarted yet
         self._engine_restarts, self._api_restarts = Restarts(), Restarts()
         count = server.api_server_count or 1
         self.engine = launch_engine(engine, num_clients=1 + count)
@@ -182,6 +183,7 @@ class Supervisor:
             if self._wants_stacks:
                 self._wants_stacks = False
                 dump_stacks(os.getpid())
+            self._restart_others()
             trouble = self._trouble()
             if trouble is not None:
                 if self._signals:
@@ -202,9 +204,9 @@ class Supervisor:
             if isinstance(message, EngineFailed) and message.engine == self.engine.number:
                 return Trouble(message.message, message.user_error)
             if isinstance(message, EngineFailed) and message.engine < 0:
-                if message.user_error:
+                if message.user_error and not self._announced:
                     return Trouble(message.message, user_error=True)
-                self._said = message.message
+                self._said = message
             if isinstance(message, EngineReady) and message.engine == self.engine.number:
                 self._info = message.model
                 if self._server.api_server_count is None and not self._announced:
@@ -214,8 +216,8 @@ class Supervisor:
             code = self.engine.child.process.poll()
             return Trouble(f"the engine process ended (exit code {code})")
         if lost is not None:
-            said, self._said = self._said or lost[1], ""
-            return Trouble(said, slot=lost[0])
+            said, self._said = self._said or EngineFailed(lost[1], False), None
+            return Trouble(said.message, said.user_error, slot=lost[0])
         if self._info is None:
             limit = self._server.engine_start_timeout
             if time.monotonic() - self._began > limit:
@@ -231,17 +233,25 @@ class Supervisor:
         return self._watchdog.quiet(heartbeat.sign) > allowed
 
     def _restart(self, trouble: Trouble) -> str | None:
-        """Starts anew what was lost; or why not, to be added to the cause."""
+        """Starts anew what was lost; or why not, to be added to the cause. The place of an API
+        server that may not be restarted stays empty until it may, where others go on."""
         now = time.monotonic()
-        if trouble.user_error or not self._announced:
+        others = trouble.slot is not None and self.apis.alive(but=trouble.slot)
+        if not self._announced or (trouble.user_error and not others):
             return ""
         restarts = self._engine_restarts if trouble.slot is None else self._api_restarts
-        if not restarts.spend(now):
-            minutes = f"{_RESTARTS_IN_S / 60:g} minutes"
-            return f"; it was restarted {_MAX_RESTARTS} times in {minutes}"
-        logger.error("%s; restarting", trouble.message)
+        times = f"; it was restarted {_MAX_RESTARTS} times in {_RESTARTS_IN_S / 60:g} minutes"
+        may = restarts.spend(now)
+        if not may and not others:
+            return times
+        later = f"{times}; the other API servers go on, and it is tried again later"
+        logger.error("%s%s", trouble.message, "; restarting" if may else later)
         if trouble.slot is not None:
-            self.apis.replace(trouble.slot)
+            self.apis.drop(trouble.slot)
+            if may:
+                self.apis.restart(trouble.slot)
+            else:
+                self._empty.append(trouble.slot)
             return None
         if trouble.hung:
             dump_stacks(os.getpid())
@@ -251,6 +261,12 @@ class Supervisor:
         self.engine.restart()
         self.engine.announce(EngineLost(trouble.message, self.engine.number, trouble.hung))
         return None
+
+    def _restart_others(self) -> None:
+        """Fills places of API servers that stayed empty, once that may be."""
+        while self._empty and self._api_restarts.spend(time.monotonic()):
+            logger.info("starting an API server once more")
+            self.apis.restart(self._empty.pop(0))
 
     def _give_up(self, trouble: Trouble, times: str) -> int:
         self.engine.child.end(0.0)
