@@ -104,6 +104,21 @@ async def test_iterating_a_stream(llm: AsyncLLM, client: FakeClient) -> None:
     await task
 
 
+async def test_a_stream_of_which_too_much_waits_ends(llm: AsyncLLM, client: FakeClient) -> None:
+    """It says how much may wait, and blames nobody: the reader or our own writing may be slow."""
+    stream = await llm.submit([5], SamplingParams(max_tokens=20_000), request_id="r")
+    stream.bound(1)
+    most = stream._request.max_held_bytes
+    assert most is not None
+    (wire,) = (m.request_id for m in client.requests)
+    for _ in range(100):
+        client.put(*(step([(wire, 100)] * 100) for _ in range(2)))
+        await settle()
+    with pytest.raises(EngineError, match=rf"\d+ bytes of it wait, {most} may\.") as caught:
+        await stream.next()
+    assert caught.value.code == "slow_reader" and llm.num_unfinished == 0
+
+
 async def test_generate_is_cumulative(llm: AsyncLLM, client: FakeClient) -> None:
     ids = TOKENIZER.encode("the cat")
 

@@ -424,7 +424,11 @@ class OutputProcessor:
             return
         most = request.max_held_bytes
         if most is not None and continuation.queued and continuation.held_bytes > most:
-            failure = EngineError("The client did not read its stream.", code="slow_reader")
+            failure = EngineError(
+                f"The stream could not be sent as fast as it was made: {continuation.held_bytes} "
+                f"bytes of it wait, {most} may. Read faster, or ask for fewer 'logprobs'.",
+                code="slow_reader",
+            )
             self._fail(request, failure, now, stops, None if ending is None else wire_id)
             return
         before = continuation.timings.num_generation_tokens
