@@ -210,6 +210,10 @@ def _fixed(step: int) -> tuple[float, float]:
     return 1.5e-3, 1.0
 
 
+def _much_fixed(step: int) -> tuple[float, float]:
+    return 4e-3, 1.0
+
+
 def _slow_start(step: int) -> tuple[float, float]:
     return 0.0, 10.0 if step < 12 else 1.0
 
@@ -235,7 +239,7 @@ class Whimsical(Machine):
 
 
 @pytest.mark.parametrize("row", [0.0, 1.6e-4])
-@pytest.mark.parametrize("whim", [_fixed, _slow_start, _bimodal])
+@pytest.mark.parametrize("whim", [_fixed, _much_fixed, _slow_start, _bimodal])
 @pytest.mark.parametrize(("length", "max_tokens"), [(1000, 1), (1000, 60), (50, 20)])
 def test_a_queue_behind_one_decode_gets_on(
     length: int, max_tokens: int, whim: Callable[[int], tuple[float, float]], row: float
@@ -253,7 +257,9 @@ def test_a_queue_behind_one_decode_gets_on(
             machine.step()
         seconds.append(machine.now - began)
     unlimited, limited = seconds
-    assert limited < 3 * unlimited
+    # Here the fewest tokens seem to take less than they do, and larger sizes not to be worth it
+    is_slow = whim is _much_fixed and length == 50 and not row
+    assert limited < (4 if is_slow else 3) * unlimited
 
 
 # Milliseconds of a step with a part of a prompt beside eight decodes, Qwen3-0.6B on an H200, by the
@@ -355,7 +361,7 @@ def test_on_a_card_the_longest_parts_are_found_that_hold_up_no_decode(
     for _ in range(100):
         card.step()
     seconds, longest = card.best(2.5 * alone)
-    limit = 3.3 * alone if longest < 3 * alone else 1.65 * longest
+    limit = 3.3 * alone if longest < 3 * alone else 1.4 * longest
     first, *others = [card.gaps(wire_id) for wire_id in (8, 9, 10)]
     assert np.percentile(first, 98) < 1.1 * limit  # it has to be learnt
     assert np.percentile(np.concatenate(others), 99) < limit

@@ -26,7 +26,7 @@ class SchedulerConfig:
     max_inter_token_ms: float | None = flag(
         None,
         "Longest step while requests decode: prompts are split to fit. Default: 2.4 times what the "
-        "decodes alone take, or what gives prompts two fifths of the time; 0 is no limit.",
+        "decodes alone take, or more where prompts would hardly get on; 0 is no limit.",
         check=not_negative,
     )
     scheduling_policy: str = flag(

@@ -10,9 +10,9 @@ from typing import Any
 from llmserve.errors import GrammarError
 from llmserve.structured_output.document import Node
 from llmserve.structured_output.normal_form import NEVER, Merger, Normal, Schema, visible
-from llmserve.structured_output.regex import ascii_classes, not_regular
+from llmserve.structured_output.regex import ascii_classes
 from llmserve.structured_output.regular import combine, matches
-from llmserve.structured_output.scalars import FORMATS
+from llmserve.structured_output.scalars import FORMATS, enforceable
 
 _MAX_PATTERNS = 5  # that may overlap
 _Spelling = list[list[str]]  # a name matches all patterns of one of these
@@ -27,11 +27,14 @@ class _Object:
     def __init__(self, merger: Merger, nodes: list[Node]) -> None:
         self.merger = merger
         self.nodes = nodes
-        patterns = dict.fromkeys(k for n in nodes for k in n.raw.get("patternProperties", ()))
-        for pattern in patterns:
-            if (why := not_regular(pattern)) is not None:
-                merger.drop(self._place("patternProperties"), why)
-        self.patterns = [pattern for pattern in patterns if not_regular(pattern) is None]
+        self.patterns = enforceable(
+            merger,
+            (
+                (pattern, self._place("patternProperties"))
+                for node in nodes
+                for pattern in node.raw.get("patternProperties", ())
+            ),
+        )
         self.required = list(dict.fromkeys(k for n in nodes for k in n.raw.get("required", ())))
         spelled = [n.child("propertyNames") for n in nodes if "propertyNames" in n.raw]
         self.spelling = self._spelling(merger.normal(spelled)) if spelled else None
@@ -195,9 +198,9 @@ class _Object:
             if not chosen and spelling is None:
                 continue
             value = normal(self._said(set(chosen))) if chosen else rest
-            pattern = self._only(chosen, place)
-            if pattern is not None and (value is not NEVER or chosen):
-                by_pattern[pattern] = value
+            only = self._only(chosen, place)
+            if only is not None and (value is not NEVER or chosen):
+                by_pattern[only] = value
         return rest if spelling is None else NEVER
 
     def _only(self, chosen: frozenset[str], place: str) -> str | None:

@@ -4,6 +4,7 @@
 
 import math
 import re
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
 
@@ -123,7 +124,9 @@ def strings_of(merger: Merger, nodes: list[Node]) -> Schema | None:
         result["minLength"] = low
     if high < math.inf:
         result["maxLength"] = int(high)
-    patterns = _patterns(merger, nodes)
+    patterns = enforceable(
+        merger, ((n.raw["pattern"], f"{n.pointer}/pattern") for n in nodes if "pattern" in n.raw)
+    )
     unlike = list(dict.fromkeys(p for n in nodes for p in n.raw.get("~unlike", ())))
     values = dict.fromkeys(
         v for n in nodes for v in n.raw.get("~not", ())
@@ -157,17 +160,15 @@ def strings_of(merger: Merger, nodes: list[Node]) -> Schema | None:
     return result
 
 
-def _patterns(merger: Merger, nodes: list[Node]) -> list[str]:
-    """Those that an engine can enforce."""
-    found: dict[str, None] = {}
-    for node in nodes:
-        if "pattern" in node.raw:
-            why = not_regular(node.raw["pattern"])
-            if why is None:
-                found[node.raw["pattern"]] = None
-            else:
-                merger.drop(f"{node.pointer}/pattern", why)
-    return list(found)
+def enforceable(merger: Merger, found: Iterable[tuple[str, str]]) -> list[str]:
+    """Of patterns, each with its place, those that an engine can enforce."""
+    kept: dict[str, None] = {}
+    for pattern, place in found:
+        if (why := not_regular(pattern)) is None:
+            kept[pattern] = None
+        else:
+            merger.drop(place, why)
+    return list(kept)
 
 
 def _without(merger: Merger, patterns: list[str], unlike: list[str]) -> list[str] | None:
